@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend: one paragraph with the place, the value and the way out."""
+
+
+class LbcError(Exception):
+    """The base: the CLI prints it without a traceback and exits with code 2."""
+
+
+class ModelError(LbcError):
+    """The model file cannot be read or holds what cannot be compiled."""
+
+
+class ConfigError(LbcError):
+    """What was asked for is not possible: a format, rule, pattern, shape or combination."""
+
+
+class ArtifactError(LbcError):
+    """An artifact is truncated, altered, of another schema, or of another machine."""
+
+
+class InputError(LbcError):
+    """A run-time input has the wrong name, dtype or shape."""

@@ -1,0 +1,96 @@
+"""What flows through the compiler: a Relax module, its weight table, and a record of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor that exists when it is asked for: shape and dtype now, the numbers on `load()`.
+
+    `load` returns a fresh or read-only array of just that shape and dtype; it may read a file, transpose
+    or quantize, so a caller uses it once and lets it go. Derived weights keep their origin's `load`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], Array]
+
+    @classmethod
+    def of(cls, array: Array) -> Weight:
+        return cls(array.shape, str(array.dtype), lambda: array)
+
+    def map(self, shape: Iterable[int], fn: Callable[[Array], Array], dtype: str = "") -> Weight:
+        """The weight `fn(self)`, computed when loaded."""
+        return Weight(tuple(shape), dtype or self.dtype, lambda: np.ascontiguousarray(fn(self.load())))
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear, convolution or matmul of the source model: a row of the manifest.
+
+    `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the value
+    it computes, and `output_has_bias` whether that value already holds the bias, for `verify --per-layer`.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]  # (N, K) of a linear, (O, C, kh, kw) of a convolution
+    output: str = ""
+    output_has_bias: bool = False
+    requested: str = "float32"
+    realized: str = "float32"
+    weight_format: str = "none"
+    activation_format: str = "none"
+    scale_rule: str = "none"
+    activation_scale_rule: str = "none"
+    epilogue: str = "none"
+    kernel: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dynamic dimension by name with its inclusive bounds."""
+
+    name: str
+    low: int = 1
+    high: int | None = None
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]  # a string is a dynamic dimension (an expression, for outputs)
+
+
+@dataclass(frozen=True)
+class Model:
+    """`module["main"]` takes exactly the inputs and returns the outputs (a tuple if several);
+    weights are calls of `lbc.weight`, whose names are keys of `weights`."""
+
+    module: Any  # tvm.IRModule
+    weights: dict[str, Weight]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    dims: tuple[Dim, ...] = ()
+    layers: dict[str, Layer] = field(default_factory=dict)
+    source: str = ""  # what it was read from, for messages and the manifest
+
+    def with_layer(self, layer: Layer) -> Model:
+        return replace(self, layers={**self.layers, layer.name: layer})

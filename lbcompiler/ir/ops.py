@@ -1,0 +1,218 @@
+"""The ops we add to Relax: what they mean, their type inference, and one constructor each.
+
+| op | meaning |
+|---|---|
+| `lbc.weight(; name)` | the float or packed tensor `name` of the model's weight table |
+| `lbc.dense(x, w[, b]; layer)` | x @ w^T + b, w (N, K): what the frontends and `canonicalize` make of every linear |
+| `lbc.conv(x, w[, b]; layer, strides, padding, dilation, groups)` | NCHW x OIHW convolution, constant weight |
+| `lbc.im2col(x; kernel, strides, padding, dilation)` | NCHW -> (N, OH, OW, kh*kw*C): a convolution is a dense of it |
+| `lbc.quantize(x; format, scale_rule)` | float -> (codes uint8, scales uint8[, tensor scale f32]) along the last axis |
+| `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
+| `lbc.linear(activation..., weight..., [b]; ...)` | the block-scaled GEMM that a target has a kernel for |
+
+Weights are named, not held: the IR stays small enough to read and dump, a pass may replace a weight
+by another name, and no float tensor is in memory before a quantizer asks for it (`ir.model.Weight`).
+A tensor scale is one number for a weight, () , and one a row for an activation, (..., 1): a result
+never depends on what else is in the batch.
+
+`RegisterOp` is a private name of TVM 0.27's FFI; it is used here and nowhere else.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+import tvm.ir._ffi_api as _private
+from tvm import relax
+from tvm.ir import Op
+
+from lbcompiler.formats import BlockFormat, format_named
+
+Expr = Any  # tvm.relax.Expr; TVM ships no type stubs
+Type = Any
+Infer = Callable[[Any, Any], Any]
+
+
+def _register(name: str, inputs: int, infer: Infer, doc: str) -> Any:
+    """Register a pure op once; a second import (pytest's importlib mode) finds it there."""
+    try:
+        return Op.get(name)
+    except tvm.error.TVMError:
+        pass
+    _private.RegisterOp(name, doc)
+    op = Op.get(name)
+    op.set_num_inputs(inputs)
+    tvm.ir.register_op_attr(name, "FPurity", True)
+    tvm.ir.register_op_attr(name, "FInferType", infer)
+    return op
+
+
+def _call(op: Any, args: Sequence[Expr], **attrs: object) -> Expr:
+    return relax.Call(op, list(args), tvm.ir.attrs.make_node("ir.DictAttrs", **attrs))
+
+
+def is_call_to(expr: Expr, op: Any) -> bool:
+    """Whether `expr` is a call of one of our ops (or of any Relax op)."""
+    return isinstance(expr, relax.Call) and isinstance(expr.op, Op) and expr.op == op
+
+
+def _tensor(shape: Sequence[Any], dtype: str) -> Type:
+    return relax.TensorType(list(shape), dtype)
+
+
+def _infer_weight(call: Any, _: Any) -> Type:
+    return _tensor([int(d) for d in call.attrs["shape"]], str(call.attrs["dtype"]))
+
+
+def _infer_dense(call: Any, _: Any) -> Type:
+    x, w = (argument.ty for argument in call.args[:2])
+    return _tensor([*x.shape.values[:-1], w.shape.values[0]], x.dtype)
+
+
+def spatial(extent: Any, kernel: int, stride: int, pads: int, dilation: int) -> Any:
+    """Output extent of a convolution along one axis, `pads` in total."""
+    span = extent + (pads - dilation * (kernel - 1) - 1)
+    return span // stride + 1 if stride > 1 else span + 1
+
+
+def _windows(x: Any, kernel: Sequence[int], attrs: Any) -> tuple[Any, Any]:
+    top, left, bottom, right = (int(p) for p in attrs["padding"])
+    pads = (top + bottom, left + right)
+    height, width = (
+        spatial(x.shape.values[2 + i], kernel[i], int(attrs["strides"][i]), pads[i],
+                int(attrs["dilation"][i]))
+        for i in range(2)
+    )
+    return height, width
+
+
+def _infer_conv(call: Any, _: Any) -> Type:
+    x, w = (argument.ty for argument in call.args[:2])
+    height, width = _windows(x, [int(d) for d in w.shape.values[2:]], call.attrs)
+    return _tensor([x.shape.values[0], w.shape.values[0], height, width], x.dtype)
+
+
+def _infer_im2col(call: Any, _: Any) -> Type:
+    x, kernel = call.args[0].ty, [int(k) for k in call.attrs["kernel"]]
+    height, width = _windows(x, kernel, call.attrs)
+    return _tensor(
+        [x.shape.values[0], height, width, x.shape.values[1] * (kernel[0] * kernel[1])], x.dtype
+    )
+
+
+def _infer_quantize(call: Any, _: Any) -> Type:
+    x, fmt = call.args[0].ty, format_named(str(call.attrs["format"]))
+    *rows, k = x.shape.values
+    parts = [_tensor([*rows, k], "uint8"), _tensor([*rows, fmt.blocks(int(k))], "uint8")]
+    if fmt.has_tensor_scale:
+        parts.append(_tensor([*rows, 1], "float32"))
+    return relax.TupleType(parts)
+
+
+def _infer_dequantize(call: Any, _: Any) -> Type:
+    return _tensor(call.args[0].ty.shape.values, "float32")
+
+
+def _infer_linear(call: Any, _: Any) -> Type:
+    return _tensor([*call.args[0].ty.shape.values[:-1], int(call.attrs["n"])], "float32")
+
+
+WEIGHT = _register("lbc.weight", 0, _infer_weight, "A tensor of the weight table, by name.")
+DENSE = _register("lbc.dense", -1, _infer_dense, "x @ w^T + b in float.")
+CONV = _register("lbc.conv", -1, _infer_conv, "NCHW convolution with a constant weight.")
+IM2COL = _register("lbc.im2col", 1, _infer_im2col, "The windows of a convolution as rows.")
+QUANTIZE = _register("lbc.quantize", 1, _infer_quantize, "Float to block-scaled codes.")
+DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled codes to float.")
+LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
+
+
+def weight(name: str, shape: Sequence[int], dtype: str = "float32") -> Expr:
+    return _call(WEIGHT, [], name=name, shape=[int(d) for d in shape], dtype=dtype)
+
+
+def dense(x: Expr, w: Expr, bias: Expr | None = None, *, layer: str) -> Expr:
+    """(..., K) x (N, K) [+ (N,)] -> (..., N)."""
+    return _call(DENSE, [x, w] if bias is None else [x, w, bias], layer=layer)
+
+
+def conv(
+    x: Expr,
+    w: Expr,
+    bias: Expr | None = None,
+    *,
+    layer: str,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Expr:
+    """(N, C, H, W) x (O, C/groups, kh, kw) [+ (O,)] -> (N, O, OH, OW); padding: top left bottom right."""
+    return _call(
+        CONV,
+        [x, w] if bias is None else [x, w, bias],
+        layer=layer,
+        strides=[int(s) for s in strides],
+        padding=[int(p) for p in padding],
+        dilation=[int(d) for d in dilation],
+        groups=int(groups),
+    )
+
+
+def im2col(
+    x: Expr,
+    *,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Expr:
+    """(N, C, H, W) -> (N, OH, OW, kh*kw*C); the channel runs fastest, zeros where padded."""
+    attrs = {"kernel": kernel, "strides": strides, "padding": padding, "dilation": dilation}
+    return _call(IM2COL, [x], **{name: [int(v) for v in value] for name, value in attrs.items()})
+
+
+def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:
+    """(..., K) float32 -> (codes (..., K), scales (..., ceil(K/block))[, tensor scale (..., 1)])."""
+    return _call(QUANTIZE, [x], format=fmt.name, scale_rule=scale_rule)
+
+
+def dequantize(parts: Sequence[Expr], *, fmt: BlockFormat) -> Expr:
+    """The inverse of `quantize`: the parts of its tuple -> (..., K) float32."""
+    return _call(DEQUANTIZE, parts, format=fmt.name)
+
+
+def linear(
+    activation: Sequence[Expr],
+    weight_parts: Sequence[Expr],
+    bias: Expr | None = None,
+    *,
+    layer: str,
+    n: int,
+    weight_format: BlockFormat,
+    act_format: BlockFormat | None,
+    epilogue: str = "none",
+) -> Expr:
+    """epilogue(dequantize(activation) @ dequantize(weight)^T [+ bias]) -> (..., n) float32.
+
+    `activation` is (x,) in float when `act_format` is None (weight-only), else the parts of `quantize`.
+    `weight_parts` are codes, scales[, tensor scale]; after `pack_weights` in the target's own layout.
+    """
+    return _call(
+        LINEAR,
+        [*activation, *weight_parts, *([] if bias is None else [bias])],
+        layer=layer,
+        n=int(n),
+        weight_format=weight_format.name,
+        act_format="none" if act_format is None else act_format.name,
+        bias=bias is not None,
+        epilogue=epilogue,
+    )
+
+
+def linear_operands(call: Any) -> tuple[list[Expr], list[Expr], Expr | None]:
+    """(activation parts, weight parts, bias) of an `lbc.linear`: the inverse of `linear`'s packing."""
+    args = list(call.args)
+    bias = args.pop() if bool(call.attrs["bias"]) else None
+    act_format = str(call.attrs["act_format"])
+    split = 1 if act_format == "none" else format_named(act_format).parts
+    return args[:split], args[split:], bias
