@@ -1,0 +1,1 @@
+"""Schedules of everything that is not a quantized linear."""
