@@ -1,0 +1,31 @@
+"""Target-independent passes: one rewrite a file, and their order in one place."""
+
+from lbcompiler.passes.canonicalize import Canonicalize
+from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
+from lbcompiler.passes.fold_constants import FoldConstants
+from lbcompiler.passes.fuse_linear import FuseLinear
+from lbcompiler.passes.insert_qdq import InsertQDQ
+from lbcompiler.passes.lift_weights import LiftWeights
+from lbcompiler.passes.pack_weights import PackWeights
+from lbcompiler.passes.quantize_weights import QuantizeWeights
+from lbcompiler.passes.recognize_activations import RecognizeActivations
+from lbcompiler.passes.select_formats import SelectFormats
+
+# What every model goes through before its layers are known, and behind that what a plan decides.
+PREPARE = (FoldBatchNorm(), FoldConstants(), Canonicalize(), RecognizeActivations())
+QUANTIZE = (QuantizeWeights(), InsertQDQ(), FuseLinear())
+
+__all__ = [
+    "PREPARE",
+    "QUANTIZE",
+    "Canonicalize",
+    "FoldBatchNorm",
+    "FoldConstants",
+    "FuseLinear",
+    "InsertQDQ",
+    "LiftWeights",
+    "PackWeights",
+    "QuantizeWeights",
+    "RecognizeActivations",
+    "SelectFormats",
+]

@@ -91,6 +91,36 @@ class Model:
     dims: tuple[Dim, ...] = ()
     layers: dict[str, Layer] = field(default_factory=dict)
     source: str = ""  # what it was read from, for messages and the manifest
+    parameters: tuple[str, ...] = ()  # after `lift_weights`: main's parameters behind the inputs
 
     def with_layer(self, layer: Layer) -> Model:
         return replace(self, layers={**self.layers, layer.name: layer})
+
+
+def shared(specs: Iterable[tuple[tuple[int, ...], str]], compute: Callable[[], tuple[Array, ...]]) -> list[Weight]:
+    """Weights of these (shape, dtype) that come out of one computation, each loaded once and let go.
+
+    The first load computes all, each load gives its part away: nothing is held longer than needed. A
+    second load of a part computes again.
+    """
+    specs = list(specs)
+    held: dict[int, Array] = {}
+
+    def load(index: int) -> Array:
+        if index not in held:
+            held.update(enumerate(compute()))
+        return held.pop(index)
+
+    def loader(index: int) -> Callable[[], Array]:
+        return lambda: load(index)
+
+    return [Weight(shape, dtype, loader(i)) for i, (shape, dtype) in enumerate(specs)]
+
+
+def fresh(weights: dict[str, Weight], stem: str) -> str:
+    """`stem`, with a number where the table has it already."""
+    name, number = stem, 1
+    while name in weights:
+        number += 1
+        name = f"{stem}.{number}"
+    return name

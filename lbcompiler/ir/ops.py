@@ -9,6 +9,7 @@
 | `lbc.quantize(x; format, scale_rule)` | float -> (codes uint8, scales uint8[, tensor scale f32]) along the last axis |
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
 | `lbc.linear(activation..., weight..., [b]; ...)` | the block-scaled GEMM that a target has a kernel for |
+| `lbc.hardswish(x)` | x * clip(x + 3, 0, 6) / 6, which Relax has no op for |
 
 Weights are named, not held: the IR stays small enough to read and dump, a pass may replace a weight
 by another name, and no float tensor is in memory before a quantizer asks for it (`ir.model.Weight`).
@@ -32,18 +33,23 @@ Expr = Any  # tvm.relax.Expr; TVM ships no type stubs
 Type = Any
 Infer = Callable[[Any, Any], Any]
 
+FLOAT = "float32"  # the weight format of a linear that is not quantized
+EPILOGUES = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish")
 
-def _register(name: str, inputs: int, infer: Infer, doc: str) -> Any:
+
+def _register(
+    name: str, inputs: int, infer: Infer, doc: str, legalize: Infer | None = None
+) -> Any:
     """Register a pure op once; a second import (pytest's importlib mode) finds it there."""
-    try:
+    if name in Op.list_op_names():
         return Op.get(name)
-    except tvm.error.TVMError:
-        pass
     _private.RegisterOp(name, doc)
     op = Op.get(name)
     op.set_num_inputs(inputs)
     tvm.ir.register_op_attr(name, "FPurity", True)
     tvm.ir.register_op_attr(name, "FInferType", infer)
+    if legalize is not None:
+        tvm.ir.register_op_attr(name, "FLegalize", legalize)
     return op
 
 
@@ -117,6 +123,21 @@ def _infer_linear(call: Any, _: Any) -> Type:
     return _tensor([*call.args[0].ty.shape.values[:-1], int(call.attrs["n"])], "float32")
 
 
+def _infer_hardswish(call: Any, _: Any) -> Type:
+    return call.args[0].ty
+
+
+def _legalize_hardswish(builder: Any, call: Any) -> Expr:
+    def hardswish(x: Any) -> Any:
+        def value(*i: Any) -> Any:
+            clipped = tvm.tirx.max(tvm.tirx.min(x(*i) + 3.0, 6.0), 0.0)
+            return x(*i) * clipped * (1 / 6)
+
+        return tvm.te.compute(x.shape, value, "hardswish")
+
+    return builder.call_te(hardswish, call.args[0])
+
+
 WEIGHT = _register("lbc.weight", 0, _infer_weight, "A tensor of the weight table, by name.")
 DENSE = _register("lbc.dense", -1, _infer_dense, "x @ w^T + b in float.")
 CONV = _register("lbc.conv", -1, _infer_conv, "NCHW convolution with a constant weight.")
@@ -124,6 +145,9 @@ IM2COL = _register("lbc.im2col", 1, _infer_im2col, "The windows of a convolution
 QUANTIZE = _register("lbc.quantize", 1, _infer_quantize, "Float to block-scaled codes.")
 DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled codes to float.")
 LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
+HARDSWISH = _register(
+    "lbc.hardswish", 1, _infer_hardswish, "x * clip(x + 3, 0, 6) / 6.", _legalize_hardswish
+)
 
 
 def weight(name: str, shape: Sequence[int], dtype: str = "float32") -> Expr:
@@ -181,6 +205,11 @@ def dequantize(parts: Sequence[Expr], *, fmt: BlockFormat) -> Expr:
     return _call(DEQUANTIZE, parts, format=fmt.name)
 
 
+def hardswish(x: Expr) -> Expr:
+    """x * clip(x + 3, 0, 6) / 6, elementwise."""
+    return _call(HARDSWISH, [x])
+
+
 def linear(
     activation: Sequence[Expr],
     weight_parts: Sequence[Expr],
@@ -188,21 +217,22 @@ def linear(
     *,
     layer: str,
     n: int,
-    weight_format: BlockFormat,
+    weight_format: BlockFormat | None,
     act_format: BlockFormat | None,
     epilogue: str = "none",
 ) -> Expr:
     """epilogue(dequantize(activation) @ dequantize(weight)^T [+ bias]) -> (..., n) float32.
 
     `activation` is (x,) in float when `act_format` is None (weight-only), else the parts of `quantize`.
-    `weight_parts` are codes, scales[, tensor scale]; after `pack_weights` in the target's own layout.
+    `weight_parts` are codes, scales[, tensor scale], or (w,) in float when `weight_format` is None;
+    after `pack_weights` they are in the target's own layout.
     """
     return _call(
         LINEAR,
         [*activation, *weight_parts, *([] if bias is None else [bias])],
         layer=layer,
         n=int(n),
-        weight_format=weight_format.name,
+        weight_format=FLOAT if weight_format is None else weight_format.name,
         act_format="none" if act_format is None else act_format.name,
         bias=bias is not None,
         epilogue=epilogue,
@@ -216,3 +246,12 @@ def linear_operands(call: Any) -> tuple[list[Expr], list[Expr], Expr | None]:
     act_format = str(call.attrs["act_format"])
     split = 1 if act_format == "none" else format_named(act_format).parts
     return args[:split], args[split:], bias
+
+
+def linear_formats(call: Any) -> tuple[BlockFormat | None, BlockFormat | None]:
+    """(weight format or None for float, activation format or None for float) of an `lbc.linear`."""
+    weight, act = str(call.attrs["weight_format"]), str(call.attrs["act_format"])
+    return (
+        None if weight == FLOAT else format_named(weight),
+        None if act == "none" else format_named(act),
+    )

@@ -1,0 +1,150 @@
+"""What a user may say, validated once: the same names on the command line, in YAML and in Python.
+
+`--input` values have the grammar `1x(1..512)x384`: a number fixes a dimension, `(low..high)` bounds it
+(either end may be left out), and a name such as `batch` or `?` leaves it as the model has it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import format_named
+from lbcompiler.ir.model import Dim
+
+WEIGHT_ONLY = "none"
+FLOAT = "float32"
+ACTIVATION_RULES = {"floor", "rceil", "even", "absmax"}  # those that a kernel computes on the fly
+
+RANGE = re.compile(r"^\((\d*)\.\.(\d*)\)$")
+
+
+def parse_shape(text: str) -> tuple[int | str | Dim, ...]:
+    """`1x(1..512)x?` -> (1, Dim("", 1, 512), "?"). Raises ConfigError on anything else."""
+    dims: list[int | str | Dim] = []
+    for part in text.split("x") if text else []:
+        if found := RANGE.match(part):
+            low, high = found.groups()
+            dims.append(Dim("", int(low or 1), int(high) if high else None))
+        elif part.isdigit():
+            dims.append(int(part))
+        elif re.match(r"^(\?|[A-Za-z_]\w*)$", part):
+            dims.append(part)
+        else:
+            raise ConfigError(
+                f"cannot read the dimension {part!r} of the shape {text!r}: write a number, a range such "
+                "as (1..512), or ? for a dimension that stays as it is, joined by x, e.g. 1x(1..512)"
+            )
+    for dim in dims:
+        empty = dim == 0 or (isinstance(dim, Dim) and (dim.low < 1 or (dim.high or dim.low) < dim.low))
+        if empty:
+            raise ConfigError(f"the shape {text!r} has an empty dimension: sizes start at 1")
+    return tuple(dims)
+
+
+def parse_inputs(items: Iterable[str]) -> dict[str, str]:
+    """`["x:1x128"]` -> {"x": "1x128"}; a name may hold colons, a shape may not."""
+    inputs = {}
+    for item in items:
+        name, found, shape = item.rpartition(":")
+        if not found or not name:
+            raise ConfigError(f"--input {item!r} is not NAME:SHAPE, e.g. input_ids:1x128")
+        parse_shape(shape)
+        inputs[name] = shape
+    return inputs
+
+
+def _strings(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_strings)]
+
+
+class CompileConfig(BaseModel):
+    """One compilation, reproducible: `--save-config` writes it, `--config` reads it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str = "cpu"
+    format: str = "mxint8"
+    act_format: str | None = None  # None: the same as `format`; "none": weights only
+    scale_rule: str | None = None  # of the weights; None: the format's default
+    act_scale_rule: str | None = None
+    include: Patterns = ()  # regular expressions on layer names; empty: every layer
+    exclude: Patterns = ()
+    inputs: dict[str, str] = {}
+    on_unsupported: Literal["error", "fallback", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _check(self) -> "CompileConfig":
+        fmt, act = format_named(self.format), self.activation_format
+        act = None if act is None else format_named(act.name)
+        _known_rule("scale_rule", self.scale_rule, fmt.rules, fmt.name)
+        if act is None and self.act_scale_rule is not None:
+            raise ConfigError("act_scale_rule was given, but act_format is none: say one or the other")
+        if act is not None:
+            on_the_fly = tuple(rule for rule in act.rules if rule in ACTIVATION_RULES)
+            _known_rule("act_scale_rule", self.act_scale_rule, on_the_fly, act.name)
+        for pattern in (*self.include, *self.exclude):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is no regular expression: {error}") from None
+        for shape in self.inputs.values():
+            parse_shape(shape)
+        return self
+
+    @property
+    def weight_format(self) -> Any:
+        return format_named(self.format)
+
+    @property
+    def activation_format(self) -> Any:
+        """A BlockFormat, or None for weight-only."""
+        name = self.format if self.act_format is None else self.act_format
+        return None if name == WEIGHT_ONLY else format_named(name)
+
+    @property
+    def weight_rule(self) -> str:
+        return self.scale_rule or str(self.weight_format.default_rule)
+
+    @property
+    def activation_rule(self) -> str:
+        act = self.activation_format
+        return WEIGHT_ONLY if act is None else self.act_scale_rule or str(act.default_rule)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int | str | Dim, ...]]:
+        return {name: parse_shape(shape) for name, shape in self.inputs.items()}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _known_rule(field: str, rule: str | None, rules: tuple[str, ...], fmt: str) -> None:
+    if rule is not None and rule not in rules:
+        raise ConfigError(f"{field} {rule!r} does not go with {fmt}: choose one of {', '.join(rules)}")
+
+
+def make_config(given: Mapping[str, Any], path: str | Path | None = None) -> CompileConfig:
+    """The config of a YAML file (if any) with `given` on top. Raises ConfigError."""
+    settings: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read the config {path}: {error}") from None
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"the config {path} is not a mapping of settings; see --save-config")
+        settings.update(loaded)
+    settings.update(given)
+    try:
+        return CompileConfig(**settings)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"the configuration is not valid: {'; '.join(lines)}") from None

@@ -1,0 +1,58 @@
+"""Runs passes in order: the IR is verified after each and dumped if asked; a failure names its pass."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from lbcompiler.errors import LbcError
+from lbcompiler.ir.model import Model
+from lbcompiler.ir.verify import verify
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """The progress of someone who did not ask."""
+
+
+class Pass(Protocol):
+    """A frozen dataclass whose fields are its options: it may expect a valid model and leaves one."""
+
+    name: ClassVar[str]
+
+    def __call__(self, model: Model) -> Model: ...
+
+
+class PassError(Exception):
+    """A pass broke the IR or itself: a fault of ours, not of the user."""
+
+
+def run(
+    passes: Sequence[Pass],
+    model: Model,
+    dump_ir: Path | None = None,
+    progress: Progress = silent,
+) -> Model:
+    """`model` through every pass. Raises LbcError for the user's faults, PassError for ours."""
+    dump(model, dump_ir, "00-import")
+    for number, step in enumerate(passes, start=1):
+        progress("passes", number - 1, len(passes))
+        try:
+            model = step(model)
+            verify(model)
+        except LbcError:
+            raise
+        except Exception as error:
+            before = ", ".join(done.name for done in passes[: number - 1]) or "nothing"
+            raise PassError(f"pass {step.name} failed (after {before}): {error}") from error
+        dump(model, dump_ir, f"{number:02d}-{step.name}")
+    progress("passes", len(passes), len(passes))
+    return model
+
+
+def dump(model: Model, folder: Path | None, stem: str) -> None:
+    """Write the module as text, where a folder was given."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.py").write_text(model.module.script() + "\n")

@@ -1,0 +1,61 @@
+"""dense(x, w, ..)  ->  dense(x, dequantize(codes(w), scales(w)[, tensor_scale(w)]), ..)
+
+for every layer that `select_formats` gave a weight format. The codes are computed when they are loaded,
+all parts of a weight at once; a layer's float weight is in memory only for that moment.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lbcompiler.errors import ModelError
+from lbcompiler.formats import BlockFormat, format_named
+from lbcompiler.ir import ops
+from lbcompiler.ir.model import Array, Model, Weight, shared
+from lbcompiler.ir.rewrite import Scope, rewrite
+from lbcompiler.quantizers import Quantizer, round_to_nearest
+
+
+@dataclass(frozen=True)
+class QuantizeWeights:
+    quantizer: Quantizer = round_to_nearest
+    name: ClassVar[str] = "quantize_weights"
+
+    def __call__(self, model: Model) -> Model:
+        weights = dict(model.weights)
+
+        def visit(call: Any, scope: Scope) -> Any:
+            if call.op != ops.DENSE:
+                return None
+            layer = model.layers[str(call.attrs["layer"])]
+            held = scope.call_to(call.args[1], ops.WEIGHT)
+            if layer.weight_format == "none" or held is None:
+                return None
+            fmt, source = format_named(layer.weight_format), str(held.attrs["name"])
+            stem = f"{source}.{fmt.name}.{layer.scale_rule}"
+            names = [f"{stem}.{part}" for part in ("codes", "scales", "tensor_scale")[: fmt.parts]]
+            if names[0] not in weights:
+                parts = self._parts(weights[source], fmt, layer.scale_rule, layer.name)
+                weights.update(zip(names, parts, strict=True))
+            parts_of = [ops.weight(n, weights[n].shape, weights[n].dtype) for n in names]
+            w = scope.emit(ops.dequantize([scope.emit(p) for p in parts_of], fmt=fmt))
+            return ops.dense(call.args[0], w, *call.args[2:], layer=layer.name)
+
+        return replace(model, module=rewrite(model.module, visit), weights=weights)
+
+    def _parts(self, weight: Weight, fmt: BlockFormat, rule: str, layer: str) -> list[Weight]:
+        n, k = weight.shape
+        specs = [((n, k), "uint8"), ((n, fmt.blocks(k)), "uint8"), ((), "float32")][: fmt.parts]
+
+        def compute() -> tuple[Array, ...]:
+            values = weight.load()
+            if not np.isfinite(values).all():
+                raise ModelError(
+                    f"the weight of layer {layer!r} holds NaN or infinity, which no block can represent: "
+                    f"mend the model, or keep the layer in float with --exclude"
+                )
+            q = self.quantizer(values, fmt, rule)
+            return (q.codes, q.scales, q.tensor_scale)[: fmt.parts]
+
+        return shared(specs, compute)
