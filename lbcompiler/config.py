@@ -1,7 +1,7 @@
 """What a user may say, validated once: the same names on the command line, in YAML and in Python.
 
-`--input` values have the grammar `1x(1..512)x384`: a number fixes a dimension, `(low..high)` bounds it
-(either end may be left out), and a name such as `batch` or `?` leaves it as the model has it.
+`--input` values have the grammar `1x(1..512)x384`: a number fixes a dimension, `(low..high)` bounds
+it (either end may be left out), and a name such as `batch` or `?` leaves it as the model has it.
 """
 
 import re
@@ -40,7 +40,9 @@ def parse_shape(text: str) -> tuple[int | str | Dim, ...]:
                 "as (1..512), or ? for a dimension that stays as it is, joined by x, e.g. 1x(1..512)"
             )
     for dim in dims:
-        empty = dim == 0 or (isinstance(dim, Dim) and (dim.low < 1 or (dim.high or dim.low) < dim.low))
+        empty = dim == 0 or (
+            isinstance(dim, Dim) and (dim.low < 1 or (dim.high or dim.low) < dim.low)
+        )
         if empty:
             raise ConfigError(f"the shape {text!r} has an empty dimension: sizes start at 1")
     return tuple(dims)
@@ -86,7 +88,9 @@ class CompileConfig(BaseModel):
         act = None if act is None else format_named(act.name)
         _known_rule("scale_rule", self.scale_rule, fmt.rules, fmt.name)
         if act is None and self.act_scale_rule is not None:
-            raise ConfigError("act_scale_rule was given, but act_format is none: say one or the other")
+            raise ConfigError(
+                "act_scale_rule was given, but act_format is none: say one or the other"
+            )
         if act is not None:
             on_the_fly = tuple(rule for rule in act.rules if rule in ACTIVATION_RULES)
             _known_rule("act_scale_rule", self.act_scale_rule, on_the_fly, act.name)
@@ -128,7 +132,9 @@ class CompileConfig(BaseModel):
 
 def _known_rule(field: str, rule: str | None, rules: tuple[str, ...], fmt: str) -> None:
     if rule is not None and rule not in rules:
-        raise ConfigError(f"{field} {rule!r} does not go with {fmt}: choose one of {', '.join(rules)}")
+        raise ConfigError(
+            f"{field} {rule!r} does not go with {fmt}: choose one of {', '.join(rules)}"
+        )
 
 
 def make_config(given: Mapping[str, Any], path: str | Path | None = None) -> CompileConfig:

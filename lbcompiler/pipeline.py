@@ -1,4 +1,6 @@
-"""Runs passes in order: the IR is verified after each and dumped if asked; a failure names its pass."""
+"""Runs passes in order: the IR is verified after each and dumped if asked; a failure names its
+pass.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,22 +33,23 @@ def run(
     passes: Sequence[Pass],
     model: Model,
     dump_ir: Path | None = None,
-    progress: Progress = silent,
+    first: int = 1,
 ) -> Model:
-    """`model` through every pass. Raises LbcError for the user's faults, PassError for ours."""
-    dump(model, dump_ir, "00-import")
-    for number, step in enumerate(passes, start=1):
-        progress("passes", number - 1, len(passes))
+    """`model` through every pass; `first` is the number of the first dump.
+
+    Raises LbcError for the user's faults, PassError for ours.
+    """
+    dump(model, dump_ir, f"{first - 1:02d}-input")
+    for index, step in enumerate(passes):
         try:
             model = step(model)
             verify(model)
         except LbcError:
             raise
         except Exception as error:
-            before = ", ".join(done.name for done in passes[: number - 1]) or "nothing"
+            before = ", ".join(done.name for done in passes[:index]) or "nothing"
             raise PassError(f"pass {step.name} failed (after {before}): {error}") from error
-        dump(model, dump_ir, f"{number:02d}-{step.name}")
-    progress("passes", len(passes), len(passes))
+        dump(model, dump_ir, f"{first + index:02d}-{step.name}")
     return model
 
 

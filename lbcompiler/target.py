@@ -10,15 +10,18 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.pipeline import Pass
 
 Supports = Callable[[BlockFormat, BlockFormat | None], str]
-Build = Callable[[Any, Sequence[Dim], Path], None]  # (module, dynamic dimensions, shared library to write)
+Build = Callable[
+    [Any, Sequence[Dim], Path], None
+]  # (module, dynamic dimensions, shared library to write)
 
 
 @dataclass(frozen=True)
 class Target:
-    """`supports(weight format, activation format)` gives the reason of a refusal, or "" for a kernel.
+    """`supports(weight format, activation format)` gives the reason of a refusal, or "" for a
+    kernel.
 
-    `passes` run behind the target-independent ones and leave a module that `build` can write as a library.
-    """
+    `passes` run behind the target-independent ones and leave a module that `build` can write as a
+    library."""
 
     name: str
     isa: str

@@ -1,9 +1,9 @@
 """conv(x, w[, b]; groups=1)  ->  permute_dims(dense(im2col(x), rows(w)[, b]))
 add(dense(x, w), b)           ->  dense(x, w, b)          b constant, one number an output
 
-After it every quantizable layer is one `lbc.dense` with its blocks along the last axis. A convolution's
-reduction runs over (kh, kw, C) with the channel fastest, so that a block holds neighbouring channels.
-"""
+After it every quantizable layer is one `lbc.dense` with its blocks along the last axis. A
+convolution's reduction runs over (kh, kw, C) with the channel fastest, so that a block holds
+neighbouring channels."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

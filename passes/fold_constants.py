@@ -16,7 +16,9 @@ from lbcompiler.ir.model import Array, Model, Weight, fresh
 from lbcompiler.ir.rewrite import Scope, rewrite
 
 FOLDED: dict[str, Callable[..., Array]] = {
-    "relax.permute_dims": lambda call, a: a.transpose(call.attrs.axes and [int(i) for i in call.attrs.axes]),
+    "relax.permute_dims": lambda call, a: a.transpose(
+        call.attrs.axes and [int(i) for i in call.attrs.axes]
+    ),
     "relax.reshape": lambda call, a: a.reshape(_shape(call)),
     "relax.expand_dims": lambda call, a: a.reshape(_shape(call)),
     "relax.squeeze": lambda call, a: a.reshape(_shape(call)),
@@ -54,7 +56,7 @@ class FoldConstants:
 
             def load() -> Array:
                 values = [constant_of(t, weights) for t in tensors]
-                return np.ascontiguousarray(fold(call, *values)).astype(dtype, copy=False)
+                return np.asarray(fold(call, *values), dtype, order="C")
 
             weights[name] = Weight(_shape(call), dtype, load)
             return ops.weight(name, _shape(call), dtype)

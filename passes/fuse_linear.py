@@ -47,7 +47,11 @@ class FuseLinear:
             if permute is not None:
                 inner, axes = permute.args[0], permute.attrs.axes
             linear = scope.call_to(inner, ops.LINEAR)
-            if linear is None or not scope.is_used_once(inner) or linear.attrs["epilogue"] != "none":
+            if (
+                linear is None
+                or not scope.is_used_once(inner)
+                or linear.attrs["epilogue"] != "none"
+            ):
                 return None
             name = str(linear.attrs["layer"])
             layers[name] = replace(layers[name], epilogue=epilogue)
@@ -71,7 +75,9 @@ def _linear(dense: Any, scope: Scope) -> Any:
         layer=str(dense.attrs["layer"]),
         n=int(dense.ty.shape.values[-1]),
         weight_format=format_named(str(w_call.attrs["format"])) if quantized else None,
-        act_format=format_named(str(x_call.attrs["format"])) if quantized and x_call is not None else None,
+        act_format=format_named(str(x_call.attrs["format"]))
+        if quantized and x_call is not None
+        else None,
     )
 
 

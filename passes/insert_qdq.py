@@ -1,8 +1,7 @@
 """dense(x, ..)  ->  dense(dequantize(quantize(x)), ..)
 
-for every layer with an activation format, quantized on the fly in blocks along the last axis. Layers that read
-the same x in the same way (q, k and v; gate and up) share one quantize.
-"""
+for every layer with an activation format, quantized on the fly in blocks along the last axis.
+Layers that read the same x in the same way (q, k and v; gate and up) share one quantize."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

@@ -1,8 +1,7 @@
 """main(inputs..) { weight(a) .. weight(b) }  ->  main(inputs.., a, b)
 
-The last pass before code is generated: weights become parameters in the order of their first use, and what
-the module does not use any more leaves the table.
-"""
+The last pass before code is generated: weights become parameters in the order of their first use,
+and what the module does not use any more leaves the table."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

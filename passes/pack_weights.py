@@ -1,8 +1,7 @@
 """linear(x.., codes, scales[, tensor_scale][, b])  ->  linear(x.., packed..[, b])
 
-`packed` is the target's own byte layout for the kernel that will run, and that kernel's name goes into the
-layer's record. A weight that two layers share in one format is packed once.
-"""
+`packed` is the target's own byte layout for the kernel that will run, and that kernel's name goes
+into the layer's record. A weight that two layers share in one format is packed once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,7 +49,9 @@ class PackWeights:
                 packed_names[key] = _pack(weights, sources, kernel)
             names = packed_names[key]
             layer = str(call.attrs["layer"])
-            layers[layer] = replace(layers[layer], kernel=kernel.name)
+            layers[layer] = replace(
+                layers[layer], kernel=kernel.name, bias=bias is not None, weights=tuple(names)
+            )
             packed = [scope.emit(ops.weight(n, weights[n].shape, weights[n].dtype)) for n in names]
             return ops.linear(
                 activation, packed, bias, **attrs, weight_format=formats[0], act_format=formats[1]

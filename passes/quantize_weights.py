@@ -1,8 +1,7 @@
 """dense(x, w, ..)  ->  dense(x, dequantize(codes(w), scales(w)[, tensor_scale(w)]), ..)
 
-for every layer that `select_formats` gave a weight format. The codes are computed when they are loaded,
-all parts of a weight at once; a layer's float weight is in memory only for that moment.
-"""
+for every layer that `select_formats` gave a weight format. The codes are computed when they are
+loaded, all parts of a weight at once; a layer's float weight is in memory only for that moment."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

@@ -2,9 +2,9 @@
 x * (1 + erf(x / sqrt 2)) * 1/2       ->  gelu(x)
 x * clip(x + 3, 0, 6) * 1/6           ->  hardswish: `lbc.hardswish(x)`
 
-Exporters spell activations out, with their factors in any order; a product is flattened and compared as a
-set of factors and one number. What is recognized can be fused into a linear's epilogue.
-"""
+Exporters spell activations out, with their factors in any order; a product is flattened and
+compared as a set of factors and one number. What is recognized can be fused into a linear's
+epilogue."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,7 +19,8 @@ from lbcompiler.ir.model import Model
 from lbcompiler.ir.rewrite import Scope, rewrite
 
 MULTIPLY, DIVIDE, ADD, ERF, SIGMOID, CLIP = (
-    tvm.ir.Op.get(f"relax.{name}") for name in ("multiply", "divide", "add", "erf", "sigmoid", "clip")
+    tvm.ir.Op.get(f"relax.{name}")
+    for name in ("multiply", "divide", "add", "erf", "sigmoid", "clip")
 )
 TOLERANCE = 1e-6  # constants arrive as decimal float32 literals
 
@@ -45,7 +46,9 @@ class RecognizeActivations:
 
 
 def _product(expr: Any, scope: Scope) -> tuple[float, list[Any]]:
-    """(product of the constants, the other factors) of nested multiplications and divisions by constants."""
+    """(product of the constants, the other factors) of nested multiplications and divisions by
+    constants.
+    """
     call = scope.value(expr)
     if not isinstance(call, relax.Call) or call.op not in (MULTIPLY, DIVIDE):
         return 1.0, [expr]

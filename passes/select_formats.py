@@ -1,8 +1,7 @@
 """layer  ->  the format of its weight and of its activation, or the reason why it stays in float
 
-Patterns are regular expressions searched in layer names. A pattern that matches no layer, or asks for what
-a layer cannot have, is an error: what was asked is what runs.
-"""
+Patterns are regular expressions searched in layer names. A pattern that matches no layer, or asks
+for what a layer cannot have, is an error: what was asked is what runs."""
 
 import difflib
 import re
@@ -16,7 +15,9 @@ from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.rewrite import calls
 
-Supports = Callable[[BlockFormat, BlockFormat | None], str]  # the reason of a refusal, "" if there is a kernel
+Supports = Callable[
+    [BlockFormat, BlockFormat | None], str
+]  # the reason of a refusal, "" if there is a kernel
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class SelectFormats:
         for pattern in (*self.include, *self.exclude):
             _must_match(pattern, model.layers)
         linears = {str(call.attrs["layer"]) for call in calls(model.module) if call.op == ops.DENSE}
-        chosen = {name: self._choose(layer, name in linears) for name, layer in model.layers.items()}
+        chosen = {
+            name: self._choose(layer, name in linears) for name, layer in model.layers.items()
+        }
         return replace(model, layers=chosen)
 
     def _choose(self, layer: Layer, is_linear: bool) -> Layer:
@@ -50,7 +53,11 @@ class SelectFormats:
         if not is_linear:
             return self._refused(layer, layer.reason) if included else layer
         act, refusal = self.act_format, self.supports(self.weight_format, self.act_format)
-        if refusal and self.on_unsupported == "fallback" and not self.supports(self.weight_format, None):
+        if (
+            refusal
+            and self.on_unsupported == "fallback"
+            and not self.supports(self.weight_format, None)
+        ):
             act = None
         elif refusal:
             return self._refused(layer, refusal)

@@ -9,7 +9,6 @@ from tvm.ir import GenericConst as Constant
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Array, Weight
 
-
 __all__ = ["Constant", "constant_of", "is_constant", "scalar_of"]
 
 

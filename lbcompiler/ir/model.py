@@ -16,9 +16,9 @@ Array = NDArray[Any]
 class Weight:
     """A tensor that exists when it is asked for: shape and dtype now, the numbers on `load()`.
 
-    `load` returns a fresh or read-only array of just that shape and dtype; it may read a file, transpose
-    or quantize, so a caller uses it once and lets it go. Derived weights keep their origin's `load`.
-    """
+    `load` returns a fresh or read-only array of just that shape and dtype; it may read a file,
+    transpose or quantize, so a caller uses it once and lets it go. Derived weights keep their
+    origin's `load`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -30,7 +30,9 @@ class Weight:
 
     def map(self, shape: Iterable[int], fn: Callable[[Array], Array], dtype: str = "") -> Weight:
         """The weight `fn(self)`, computed when loaded."""
-        return Weight(tuple(shape), dtype or self.dtype, lambda: np.ascontiguousarray(fn(self.load())))
+        return Weight(
+            tuple(shape), dtype or self.dtype, lambda: np.asarray(fn(self.load()), order="C")
+        )
 
     @property
     def nbytes(self) -> int:
@@ -41,9 +43,9 @@ class Weight:
 class Layer:
     """One linear, convolution or matmul of the source model: a row of the manifest.
 
-    `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the value
-    it computes, and `output_has_bias` whether that value already holds the bias, for `verify --per-layer`.
-    """
+    `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the
+    value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
+    --per-layer`."""
 
     name: str
     op: str
@@ -59,6 +61,10 @@ class Layer:
     epilogue: str = "none"
     kernel: str = ""
     reason: str = ""
+    bias: bool = False
+    weights: tuple[
+        str, ...
+    ] = ()  # names in the weight file, in the order of the kernel's arguments
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,14 @@ class Model:
         return replace(self, layers={**self.layers, layer.name: layer})
 
 
-def shared(specs: Iterable[tuple[tuple[int, ...], str]], compute: Callable[[], tuple[Array, ...]]) -> list[Weight]:
-    """Weights of these (shape, dtype) that come out of one computation, each loaded once and let go.
+def shared(
+    specs: Iterable[tuple[tuple[int, ...], str]], compute: Callable[[], tuple[Array, ...]]
+) -> list[Weight]:
+    """Weights of these (shape, dtype) that come out of one computation, each loaded once and let
+    go.
 
-    The first load computes all, each load gives its part away: nothing is held longer than needed. A
-    second load of a part computes again.
-    """
+    The first load computes all, each load gives its part away: nothing is held longer than needed.
+    A second load of a part computes again."""
     specs = list(specs)
     held: dict[int, Array] = {}
 

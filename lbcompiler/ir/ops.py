@@ -12,9 +12,9 @@
 | `lbc.hardswish(x)` | x * clip(x + 3, 0, 6) / 6, which Relax has no op for |
 
 Weights are named, not held: the IR stays small enough to read and dump, a pass may replace a weight
-by another name, and no float tensor is in memory before a quantizer asks for it (`ir.model.Weight`).
-A tensor scale is one number for a weight, () , and one a row for an activation, (..., 1): a result
-never depends on what else is in the batch.
+by another name, and no float tensor is in memory before a quantizer asks for it
+(`ir.model.Weight`). A tensor scale is one number for a weight, () , and one a row for an
+activation, (..., 1): a result never depends on what else is in the batch.
 
 `RegisterOp` is a private name of TVM 0.27's FFI; it is used here and nowhere else.
 """
@@ -37,9 +37,7 @@ FLOAT = "float32"  # the weight format of a linear that is not quantized
 EPILOGUES = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish")
 
 
-def _register(
-    name: str, inputs: int, infer: Infer, doc: str, legalize: Infer | None = None
-) -> Any:
+def _register(name: str, inputs: int, infer: Infer, doc: str, legalize: Infer | None = None) -> Any:
     """Register a pure op once; a second import (pytest's importlib mode) finds it there."""
     if name in Op.list_op_names():
         return Op.get(name)
@@ -85,8 +83,13 @@ def _windows(x: Any, kernel: Sequence[int], attrs: Any) -> tuple[Any, Any]:
     top, left, bottom, right = (int(p) for p in attrs["padding"])
     pads = (top + bottom, left + right)
     height, width = (
-        spatial(x.shape.values[2 + i], kernel[i], int(attrs["strides"][i]), pads[i],
-                int(attrs["dilation"][i]))
+        spatial(
+            x.shape.values[2 + i],
+            kernel[i],
+            int(attrs["strides"][i]),
+            pads[i],
+            int(attrs["dilation"][i]),
+        )
         for i in range(2)
     )
     return height, width
@@ -170,7 +173,9 @@ def conv(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Expr:
-    """(N, C, H, W) x (O, C/groups, kh, kw) [+ (O,)] -> (N, O, OH, OW); padding: top left bottom right."""
+    """(N, C, H, W) x (O, C/groups, kh, kw) [+ (O,)] -> (N, O, OH, OW); padding: top left bottom
+    right.
+    """
     return _call(
         CONV,
         [x, w] if bias is None else [x, w, bias],
@@ -223,10 +228,9 @@ def linear(
 ) -> Expr:
     """epilogue(dequantize(activation) @ dequantize(weight)^T [+ bias]) -> (..., n) float32.
 
-    `activation` is (x,) in float when `act_format` is None (weight-only), else the parts of `quantize`.
-    `weight_parts` are codes, scales[, tensor scale], or (w,) in float when `weight_format` is None;
-    after `pack_weights` they are in the target's own layout.
-    """
+    `activation` is (x,) in float when `act_format` is None (weight-only), else the parts of
+    `quantize`. `weight_parts` are codes, scales[, tensor scale], or (w,) in float when
+    `weight_format` is None; after `pack_weights` they are in the target's own layout."""
     return _call(
         LINEAR,
         [*activation, *weight_parts, *([] if bias is None else [bias])],

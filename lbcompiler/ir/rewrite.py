@@ -1,8 +1,8 @@
-"""The one way a pass rewrites `main`: every call, in order of execution, may become another expression.
+"""The one way a pass rewrites `main`: every call, in order of execution, may become another
+expression.
 
-After the visit, what nobody uses any more is removed and bindings are put into canonical form, so a pass
-never cleans up by itself.
-"""
+After the visit, what nobody uses any more is removed and bindings are put into canonical form, so a
+pass never cleans up by itself."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +24,9 @@ class Scope:
         self.builder = mutator.builder_
 
     def value(self, expr: Any) -> Any:
-        """The expression bound to a variable, followed through copies; the expression itself otherwise."""
+        """The expression bound to a variable, followed through copies; the expression itself
+        otherwise.
+        """
         while isinstance(expr, relax.Var):
             bound = self._mutator.lookup_binding(expr)
             if bound is None:
@@ -74,7 +76,8 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
 
 
 def rewrite(module: Any, visit: Visit) -> Any:
-    """`module` with each call of `main` replaced by `visit(call, scope)`, or kept where that is None.
+    """`module` with each call of `main` replaced by `visit(call, scope)`, or kept where that is
+    None.
 
     A visit may add functions with `scope.builder.add_func`.
     """

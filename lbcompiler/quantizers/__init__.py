@@ -6,7 +6,9 @@ from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.ir.model import Array
 from lbcompiler.quantizers.rtn import round_to_nearest
 
-Quantizer = Callable[[Array, BlockFormat, str], Quantized]  # (weight (N, K) f32, format, scale rule)
+Quantizer = Callable[
+    [Array, BlockFormat, str], Quantized
+]  # (weight (N, K) f32, format, scale rule)
 
 QUANTIZERS: dict[str, Quantizer] = {"rtn": round_to_nearest}
 

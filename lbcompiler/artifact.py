@@ -1,0 +1,233 @@
+"""The artifact: a folder `model.lbc/` with code, packed weights and a manifest of what every layer
+became.
+
+It appears by one rename, whole or not at all; opening it checks the schema and the hash of every
+file. The file format is described in docs/artifact.md."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lbcompiler.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from lbcompiler.runtime import Program
+
+SCHEMA_VERSION = 1
+MANIFEST, CODE, WEIGHTS, REPORT = "manifest.json", "model.so", "weights.safetensors", "report.json"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceRecord(Record):
+    """The model that was compiled: its file, sha256 of that file ("" for one in memory), onnx or
+    torch.
+    """
+
+    path: str
+    sha256: str
+    kind: Literal["onnx", "torch"]
+
+
+class TargetRecord(Record):
+    name: str
+    isa: str
+
+
+class PortRecord(Record):
+    """An input or output; a string in `shape` is a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class DimRecord(Record):
+    name: str
+    low: int
+    high: int | None
+
+
+class LayerRecord(Record):
+    """What became of one linear, convolution or matmul: see docs/artifact.md for every field."""
+
+    name: str
+    op: str
+    shape: list[int]
+    requested: str
+    realized: str
+    weight_format: str
+    activation_format: str
+    scale_rule: str
+    activation_scale_rule: str
+    epilogue: str
+    kernel: str
+    reason: str
+    output: str
+    output_has_bias: bool
+    bias: bool
+    weights: list[str]
+
+
+class FileRecord(Record):
+    sha256: str
+    bytes: int
+
+
+class Totals(Record):
+    """Counts over layers, and bytes of the layers' packed weights against the same in float32."""
+
+    layers: int
+    quantized: int
+    weight_bytes: int
+    float_bytes: int
+
+
+class Manifest(Record):
+    schema_version: int
+    created_by: dict[str, str]
+    source: SourceRecord
+    target: TargetRecord
+    config: dict[str, Any]
+    inputs: list[PortRecord]
+    outputs: list[PortRecord]
+    dims: list[DimRecord]
+    layers: list[LayerRecord]
+    totals: Totals
+    parameters: list[str]
+    files: dict[str, FileRecord]
+
+
+class Artifact:
+    """A compiled model on disk. Without a path of its own (`compile` without output) it lives as
+    long as this object; `save` gives it one."""
+
+    def __init__(self, path: Path, manifest: Manifest, temporary: bool = False) -> None:
+        self.path = path
+        self.manifest = manifest
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+
+    def save(self, path: str | Path, force: bool = False) -> Artifact:
+        """Copy the artifact to `path`. Raises ArtifactError where something is there and not
+        `force`.
+        """
+        with new_folder(Path(path), force) as folder:
+            shutil.copytree(self.path, folder, dirs_exist_ok=True)
+        return Artifact(Path(path), self.manifest)
+
+    def load(self, threads: int | None = None) -> Program:
+        """The artifact as a callable."""
+        from lbcompiler.runtime import Program
+
+        return Program(self, threads)
+
+
+def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
+    """Read and check an artifact without loading its code. Raises ArtifactError.
+
+    `verify=False` skips the hashes (they take about a second a gigabyte), not the schema and sizes.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{folder} is no artifact: it has no {MANIFEST}. `lbc compile` makes one"
+        )
+    manifest = _read_manifest(folder / MANIFEST)
+    for name, record in manifest.files.items():
+        _check_file(folder, name, record, verify)
+    return Artifact(folder, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        text = path.read_text()
+        version = Version.model_validate_json(text).schema_version
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path.parent} has schema {version}, this lbcompiler reads schema {SCHEMA_VERSION}: "
+                f"{'upgrade lbcompiler' if version > SCHEMA_VERSION else 'compile the model again'}"
+            )
+        return Manifest.model_validate_json(text)
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise ArtifactError(
+            f"{path} is truncated or altered ({str(error).splitlines()[0]}): compile the model again"
+        ) from None
+
+
+class Version(BaseModel):
+    """What every schema's manifest has."""
+
+    schema_version: int
+
+
+def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> None:
+    path = folder / name
+    if Path(name).name != name:
+        raise ArtifactError(f"{folder / MANIFEST} names a file outside the artifact: {name!r}")
+    if not path.is_file():
+        raise ArtifactError(f"{folder} lacks {name}: it is not whole; compile or copy it again")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise ArtifactError(
+            f"{path} has {size} bytes, its manifest says {record.bytes}: truncated or altered; "
+            "compile or copy it again"
+        )
+    if verify and sha256_of(path) != record.sha256:
+        raise ArtifactError(
+            f"{path} does not have the hash of its manifest: altered; compile or copy it again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Every file of the folder but the manifest."""
+    return {
+        path.name: FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+
+
+@contextmanager
+def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """A folder to fill that becomes `path` at the end, and nothing at all if something goes wrong."""
+    if path.exists() and not force:
+        raise ArtifactError(
+            f"{path} exists already: say --force (Python: force=True) to replace it"
+        )
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{path} exists and is no artifact: it will not be replaced; choose another name"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if path.exists():
+            old = folder.with_name(folder.name + ".old")
+            os.rename(path, old)
+            os.rename(folder, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,208 @@
+"""The whole flow, top to bottom: model file -> Relax -> passes -> target code -> artifact.
+
+The file is not named after its function: a submodule `lbcompiler.compile` would take the function's
+place in the package the moment anyone imports it."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lbcompiler.artifact import (
+    CODE,
+    MANIFEST,
+    REPORT,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    Artifact,
+    DimRecord,
+    LayerRecord,
+    Manifest,
+    PortRecord,
+    SourceRecord,
+    TargetRecord,
+    Totals,
+    file_records,
+    new_folder,
+)
+from lbcompiler.config import CompileConfig, make_config
+from lbcompiler.frontend import hash_of, import_model, kind_of
+from lbcompiler.ir.model import Layer, Model
+from lbcompiler.passes import PREPARE, QUANTIZE, LiftWeights, SelectFormats
+from lbcompiler.pipeline import Progress, run, silent
+from lbcompiler.target import Target
+from lbcompiler.targets import target_named
+from lbcompiler.weights_file import write_weights
+
+
+def compile(
+    model: Any,
+    target: str | None = None,
+    format: str | None = None,
+    act_format: str | None = None,
+    *,
+    scale_rule: str | None = None,
+    act_scale_rule: str | None = None,
+    include: Iterable[str] | str | None = None,
+    exclude: Iterable[str] | str | None = None,
+    inputs: Mapping[str, str] | None = None,
+    on_unsupported: str | None = None,
+    config: CompileConfig | str | Path | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    dump_ir: str | Path | None = None,
+    progress: Progress = silent,
+) -> Artifact:
+    """Compile a model to block-scaled low-bit code.
+
+    `model` is the path of an .onnx or .pt2 file, an `onnx.ModelProto` or a
+    `torch.export.ExportedProgram`. What is not given comes from `config` (a CompileConfig or the
+    path of its YAML), then from its defaults: target the host's CPU, format mxint8 for weights and
+    activations; `act_format="none"` is weight-only. `inputs` maps a name to a shape such as
+    "1x(1..512)". The artifact lies at `output`, or in a temporary folder until `save`.
+
+    Raises ModelError, ConfigError or ArtifactError; nothing is half-written.
+    """
+    given = {
+        "target": target,
+        "format": format,
+        "act_format": act_format,
+        "scale_rule": scale_rule,
+        "act_scale_rule": act_scale_rule,
+        "include": include,
+        "exclude": exclude,
+        "inputs": None if inputs is None else dict(inputs),
+        "on_unsupported": on_unsupported,
+    }
+    settings = merged(config, {key: value for key, value in given.items() if value is not None})
+    ir_folder = None if dump_ir is None else Path(dump_ir)
+    with _destination(output, force) as folder:
+        clock = _Clock(progress)
+        backend = target_named(settings.target)
+        imported = clock("import", lambda: import_model(model, settings.input_shapes))
+        planned = clock("plan", lambda: _plan(imported, settings, backend, ir_folder))
+        lowered = clock("quantize", lambda: _lower(planned, backend, ir_folder))
+        clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE))
+        clock(
+            "weights",
+            lambda: write_weights(
+                folder / WEIGHTS,
+                {name: lowered.weights[name] for name in lowered.parameters},
+                lambda done, total: progress("weights", done, total),
+            ),
+        )
+        (folder / REPORT).write_text(json.dumps({"seconds": clock.seconds}, indent=2) + "\n")
+        manifest = _manifest(model, lowered, settings, backend, folder)
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return Artifact(folder if output is None else Path(output), manifest, temporary=output is None)
+
+
+def plan(model: Any, config: CompileConfig, progress: Progress = silent) -> list[Layer]:
+    """What `compile` would make of every layer, without making it: the table of --dry-run."""
+    backend = target_named(config.target)
+    progress("import", 0, 1)
+    imported = import_model(model, config.input_shapes)
+    planned = _lower(_plan(imported, config, backend, None), backend, None)
+    progress("import", 1, 1)
+    return list(planned.layers.values())
+
+
+def merged(config: CompileConfig | str | Path | None, given: dict[str, Any]) -> CompileConfig:
+    """`config` with `given` on top, validated. Raises ConfigError."""
+    if isinstance(config, CompileConfig):
+        return make_config({**config.model_dump(), **given})
+    return make_config(given, config)
+
+
+def _plan(model: Model, config: CompileConfig, target: Target, dump_ir: Path | None) -> Model:
+    select = SelectFormats(
+        weight_format=config.weight_format,
+        act_format=config.activation_format,
+        weight_rule=config.weight_rule,
+        act_rule=config.activation_rule,
+        supports=target.supports,
+        include=config.include,
+        exclude=config.exclude,
+        on_unsupported=config.on_unsupported,
+    )
+    return run((*PREPARE, select), model, dump_ir)
+
+
+def _lower(model: Model, target: Target, dump_ir: Path | None) -> Model:
+    passes = (*QUANTIZE, *target.passes, LiftWeights())
+    return run(passes, model, dump_ir, first=len(PREPARE) + 2)
+
+
+def _destination(output: str | Path | None, force: bool) -> AbstractContextManager[Path]:
+    return _temporary_folder() if output is None else new_folder(Path(output), force)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="lbc-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+class _Clock:
+    """Runs the stages, tells progress, and keeps the seconds that each took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Any]) -> Any:
+        self.progress(stage, 0, 1)
+        start = time.perf_counter()
+        result = work()
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self.progress(stage, 1, 1)
+        return result
+
+
+def _manifest(
+    source: Any, model: Model, config: CompileConfig, target: Target, folder: Path
+) -> Manifest:
+    packages = ("lbcompiler", "apache-tvm", "apache-tvm-ffi")
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_by={name: version(name) for name in packages},
+        source=SourceRecord(path=model.source, sha256=hash_of(source), kind=kind_of(source)),
+        target=TargetRecord(name=target.name, isa=target.isa),
+        config=config.model_dump(mode="json"),
+        inputs=[PortRecord(name=p.name, dtype=p.dtype, shape=list(p.shape)) for p in model.inputs],
+        outputs=[
+            PortRecord(name=p.name, dtype=p.dtype, shape=list(p.shape)) for p in model.outputs
+        ],
+        dims=[DimRecord(**asdict(dim)) for dim in model.dims],
+        layers=[LayerRecord(**_as_lists(asdict(layer))) for layer in model.layers.values()],
+        totals=_totals(model),
+        parameters=list(model.parameters),
+        files=file_records(folder),
+    )
+
+
+def _as_lists(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in record.items()}
+
+
+def _totals(model: Model) -> Totals:
+    quantized = [layer for layer in model.layers.values() if layer.weight_format != "none"]
+    names = {name for layer in quantized for name in layer.weights}
+    elements = {layer.weights[0]: prod(layer.shape) for layer in quantized if layer.weights}
+    return Totals(
+        layers=len(model.layers),
+        quantized=len(quantized),
+        weight_bytes=sum(model.weights[name].nbytes for name in names),
+        float_bytes=4 * sum(elements.values()),
+    )

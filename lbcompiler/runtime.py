@@ -1,0 +1,197 @@
+"""Run an artifact: numpy or DLPack arrays in, numpy arrays out, by name or by position."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from lbcompiler.artifact import (
+    CODE,
+    WEIGHTS,
+    Artifact,
+    LayerRecord,
+    Manifest,
+    PortRecord,
+    open_artifact,
+)
+from lbcompiler.errors import ArtifactError, InputError
+from lbcompiler.ir.model import Array
+from lbcompiler.targets.cpu.isa import detect, isa_named
+from lbcompiler.targets.cpu.threads import set_threads
+from lbcompiler.weights_file import map_weights
+
+Observer = Callable[
+    [LayerRecord, Array, Array | None], None
+]  # (layer, output (rows, N), bias (N,) or None)
+
+
+def load(path: str | Path, threads: int | None = None, verify: bool = True) -> Program:
+    """Open, check and load an artifact. `threads` None uses every core this process may run on."""
+    return Program(open_artifact(path, verify), threads)
+
+
+class Program:
+    """A loaded artifact. Calling it is not thread-safe: load one for each thread that calls."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        self.artifact = artifact
+        _check_machine(artifact)
+        set_threads(threads)
+        held = map_weights(artifact.path / WEIGHTS)
+        missing = [name for name in self.manifest.parameters if name not in held]
+        if missing:
+            raise ArtifactError(
+                f"{artifact.path} lacks the weight {missing[0]!r}: compile the model again"
+            )
+        self._weights = [tvm.runtime.from_dlpack(held[name]) for name in self.manifest.parameters]
+        self._vm = relax.VirtualMachine(
+            tvm.runtime.load_module(str(artifact.path / CODE)), tvm.cpu()
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    def __call__(self, *args: Any, **named: Any) -> dict[str, Array]:
+        """Outputs by name. Inputs by position, by name, or both; anything numpy or DLPack can read."""
+        ports = self.manifest.inputs
+        if len(args) > len(ports):
+            raise InputError(f"{len(args)} inputs were given, the model takes {_listed(ports)}")
+        feeds = {port.name: value for port, value in zip(ports, args, strict=False)}
+        twice = sorted(feeds.keys() & named.keys())
+        if twice:
+            raise InputError(f"input {twice[0]!r} was given by position and by name")
+        return self.run({**feeds, **named})
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """Outputs by name. Raises InputError on a wrong name, dtype or shape."""
+        result = self._vm["main"](*self._tensors(feeds), *self._weights)
+        outputs = (
+            list(result) if isinstance(result, (tuple, list)) or _is_sequence(result) else [result]
+        )
+        return {
+            port.name: out.numpy() for port, out in zip(self.manifest.outputs, outputs, strict=True)
+        }
+
+    def observe(self, feeds: Mapping[str, Any], observer: Observer) -> dict[str, Array]:
+        """`run`, with `observer` called after every linear's kernel, in order of execution."""
+        pointers = {
+            _address(w): name
+            for name, w in zip(self.manifest.parameters, self._weights, strict=True)
+        }
+        waiting: dict[str, deque[LayerRecord]] = defaultdict(deque)
+        for layer in self.manifest.layers:
+            if layer.weights:
+                waiting[layer.weights[0]].append(layer)
+
+        def instrument(_func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
+            if not before and name.startswith("gemm_"):
+                tensors = [a for a in args if isinstance(a, tvm.runtime.Tensor)]
+                owner = next(
+                    (pointers[_address(t)] for t in tensors if _address(t) in pointers), ""
+                )
+                queue = waiting[owner]
+                if queue:
+                    layer = queue[0]
+                    queue.rotate(-1)
+                    bias = tensors[-2].numpy() if layer.bias else None
+                    observer(layer, tensors[-1].numpy(), bias)
+            return 0
+
+        self._vm.set_instrument(instrument)
+        try:
+            return self.run(feeds)
+        finally:
+            self._vm.set_instrument(lambda *_: 0)
+
+    def _tensors(self, feeds: Mapping[str, Any]) -> list[Any]:
+        ports = {port.name: port for port in self.manifest.inputs}
+        for name in feeds:
+            if name not in ports:
+                raise InputError(
+                    f"the model has no input {name!r}: it takes {_listed(ports.values())}"
+                )
+        sizes: dict[str, tuple[int, str]] = {}
+        tensors = []
+        for port in ports.values():
+            if port.name not in feeds:
+                raise InputError(
+                    f"input {port.name!r} is missing: the model takes {_listed(ports.values())}"
+                )
+            array = _as_numpy(feeds[port.name], port.name)
+            self._check(port, array, sizes)
+            tensors.append(tvm.runtime.tensor(np.ascontiguousarray(array)))
+        return tensors
+
+    def _check(self, port: PortRecord, array: Array, sizes: dict[str, tuple[int, str]]) -> None:
+        """Dtype, fixed dimensions, bounds, and one size for one name."""
+        if str(array.dtype) != port.dtype:
+            raise InputError(
+                f"input {port.name!r} is {array.dtype}, the model takes {port.dtype}: "
+                f"convert it, e.g. array.astype({port.dtype!r})"
+            )
+        said = "x".join(str(d) for d in port.shape) or "a scalar"
+        got = "x".join(str(d) for d in array.shape) or "a scalar"
+        if len(array.shape) != len(port.shape):
+            raise InputError(f"input {port.name!r} has shape {got}, the model takes {said}")
+        bounds = {dim.name: dim for dim in self.manifest.dims}
+        for size, want in zip(array.shape, port.shape, strict=True):
+            if isinstance(want, int):
+                if size != want:
+                    raise InputError(f"input {port.name!r} has shape {got}, the model takes {said}")
+                continue
+            before, where = sizes.setdefault(want, (size, port.name))
+            if before != size:
+                raise InputError(
+                    f"dimension {want!r} is {size} in input {port.name!r} and {before} in {where!r}"
+                )
+            dim = bounds.get(want)
+            if dim is not None and not dim.low <= size <= (dim.high or size):
+                raise InputError(
+                    f"dimension {want!r} of input {port.name!r} is {size}, outside "
+                    f"{dim.low}..{dim.high or ''}: compile with a wider --input range"
+                )
+
+
+def _check_machine(artifact: Artifact) -> None:
+    target = artifact.manifest.target
+    if target.name != "cpu":
+        raise ArtifactError(
+            f"{artifact.path} is for target {target.name!r}, which this runtime does not run"
+        )
+    if not isa_named(target.isa).runs_on(detect()):
+        raise ArtifactError(
+            f"{artifact.path} was compiled for {target.isa}, which this machine lacks: compile it with "
+            f"--target cpu:{detect().name}"
+        )
+
+
+def _as_numpy(value: Any, name: str) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__dlpack__"):
+        if hasattr(value, "detach"):
+            value = value.detach()
+        return np.from_dlpack(value)
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise InputError(f"input {name!r} is no array: give numpy, DLPack, numbers or nested lists")
+    return array
+
+
+def _is_sequence(value: Any) -> bool:
+    return not isinstance(value, tvm.runtime.Tensor) and hasattr(value, "__len__")
+
+
+def _address(tensor: Any) -> int:
+    return int(np.from_dlpack(tensor).ctypes.data)
+
+
+def _listed(ports: Any) -> str:
+    return ", ".join(f"{p.name} ({p.dtype} {'x'.join(map(str, p.shape))})" for p in ports)
