@@ -29,7 +29,9 @@ class Body:
         self.weights[name] = Weight.of(seed.standard_normal(shape).astype(np.float32))
         return self(ops.weight(name, shape))
 
-    def layer(self, name: str, op: str = "MatMul", shape: Sequence[int] = (8, 64), **fields: Any) -> str:
+    def layer(
+        self, name: str, op: str = "MatMul", shape: Sequence[int] = (8, 64), **fields: Any
+    ) -> str:
         self.layers[name] = Layer(name, op, tuple(shape), **fields)
         return name
 
@@ -41,7 +43,10 @@ def model_of(inputs: Mapping[str, Sequence[int | str]], write: Callable[..., Any
         relax.Var(
             name,
             relax.TensorType(
-                [dims.setdefault(d, tvm.tirx.Var(d, "int64")) if isinstance(d, str) else d for d in shape],
+                [
+                    dims.setdefault(d, tvm.tirx.Var(d, "int64")) if isinstance(d, str) else d
+                    for d in shape
+                ],
                 "float32",
             ),
         )

@@ -19,7 +19,9 @@ def dense(body: Body, x: Any, bias: Any = None) -> Any:
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_constant_added_to_a_dense_becomes_its_bias(order: int) -> None:
     before = model_of({"x": ["m", 64]}, lambda b, x: b(relax.op.add(*[dense(b, x), BIAS][::order])))
-    same_ir(Canonicalize()(before).module, model_of({"x": ["m", 64]}, lambda b, x: dense(b, x, BIAS)))
+    same_ir(
+        Canonicalize()(before).module, model_of({"x": ["m", 64]}, lambda b, x: dense(b, x, BIAS))
+    )
 
 
 def test_a_bias_with_leading_ones_becomes_a_vector() -> None:

@@ -30,7 +30,9 @@ def test_the_factor_goes_into_the_weight_and_the_rest_into_the_bias() -> None:
     (conv,) = [call for call in calls(after.module) if call.op == ops.CONV]
     factor = GAIN / np.sqrt(VARIANCE + EPSILON)
     weight = after.weights["w.folded"].load()
-    np.testing.assert_allclose(weight, before.weights["w"].load() * factor[:, None, None, None], 1e-6)
+    np.testing.assert_allclose(
+        weight, before.weights["w"].load() * factor[:, None, None, None], 1e-6
+    )
     np.testing.assert_allclose(constant_of(conv.args[2], {}), SHIFT - MEAN * factor, 1e-5)
     assert not [call for call in calls(after.module) if call.op.name == "relax.nn.batch_norm"]
 
