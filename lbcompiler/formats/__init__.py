@@ -14,6 +14,7 @@ from lbcompiler.formats.mxint8 import MXINT8
 from lbcompiler.formats.nvfp4 import NVFP4
 from lbcompiler.formats.nvint4 import NVINT4
 from lbcompiler.formats.scales import decode_scales
+from lbcompiler.formats.table import row
 
 _ALL = (
     MXINT8,
@@ -37,4 +38,17 @@ def format_named(name: str) -> BlockFormat:
     return FORMATS[name]
 
 
-__all__ = ["FORMATS", "BlockFormat", "Element", "Quantized", "decode_scales", "format_named"]
+def table() -> list[dict[str, object]]:
+    """A row of facts for every format, in the order of FORMATS."""
+    return [row(fmt) for fmt in FORMATS.values()]
+
+
+__all__ = [
+    "FORMATS",
+    "BlockFormat",
+    "Element",
+    "Quantized",
+    "decode_scales",
+    "format_named",
+    "table",
+]
