@@ -8,16 +8,17 @@
 NumPy's own formats are the only ones read, never with pickle: data may come from anywhere.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 from zlib import error as ZlibError  # noqa: N812 - zlib spells it like a variable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lbcompiler.errors import InputError
+from lbcompiler.files import appearing
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -85,6 +86,29 @@ def bind(arrays: Mapping[str, Array], inputs: Sequence[Port], source: object) ->
             f"it holds {', '.join(map(repr, sorted(arrays))) or 'nothing'}"
         )
     return {port.name: arrays[port.name] for port in inputs}
+
+
+def read_feeds(data: Path | None, files: Iterable[str], inputs: Sequence[Port]) -> Feeds:
+    """What one run is given: the arrays of `data`, then each `NAME=FILE.npy`. Raises InputError."""
+    feeds = {} if data is None else read_arrays(data)
+    if ONLY_INPUT in feeds:
+        feeds = bind(feeds, inputs, data)
+    for item in files:
+        name, _, path = item.rpartition("=")
+        if not name:
+            raise InputError(f"--input {item!r} is not NAME=FILE.npy, e.g. input_ids=ids.npy")
+        feeds[name] = read_array(path)
+    return feeds
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """An .npz that appears whole. Not `numpy.savez`: there no array may be named `file`."""
+    if path.suffix != ".npz":
+        raise InputError(f"outputs are saved as .npz, not as {path.name}")
+    with appearing(path) as partial, ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def batches(

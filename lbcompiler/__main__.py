@@ -1,0 +1,5 @@
+"""`python -m lbcompiler` is `lbc`."""
+
+from lbcompiler.cli import main
+
+main()

@@ -1,0 +1,241 @@
+"""`lbc`: the verbs, and nothing but them. What they do is in the modules they call.
+
+Nothing heavy is imported before a verb needs it: `lbc --help` and `lbc formats` load no TVM and no
+ONNX.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lbcompiler import cli_options as options
+from lbcompiler import cli_reports as reports
+from lbcompiler import cli_show as show
+from lbcompiler.cli_errors import TERMINATED, USER, Verb
+
+
+def _examples(*commands: str) -> str:
+    """A line each below the help of a verb."""
+    return "\n\n".join(("Examples:", *(f"`{command}`" for command in commands)))
+
+
+app = typer.Typer(
+    name="lbc",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples("lbc compile m.onnx --format nvfp4", "lbc inspect m.lbc"),
+)
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminated)
+    app()
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    """Unwind, so that what is half-written is removed."""
+    sys.exit(TERMINATED)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        show.print_line(f"lbc {version('lbcompiler')}")
+        raise typer.Exit
+
+
+@app.callback()
+def lbc(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="LBC_DEBUG", help="Show the traceback of an error."),
+    ] = False,
+) -> None:
+    """Compile float models to block-scaled low-bit code, run them, and check them."""
+
+
+@app.command(
+    cls=Verb,
+    epilog=_examples(
+        "lbc compile m.onnx --format nvfp4 -o m.lbc",
+        "lbc compile m.onnx --format mxfp4 --act-format none --exclude lm_head --dry-run",
+        "lbc compile m.pt2 --format mxint8 --input 'x:1x(1..512)' --save-config m.yaml",
+    ),
+)
+def compile(
+    model: options.Model,
+    output: options.Output = None,
+    target: options.Target = None,
+    format: options.Format = None,
+    act_format: options.ActFormat = None,
+    scale_rule: options.ScaleRule = None,
+    act_scale_rule: options.ActScaleRule = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    shapes: options.Shapes = None,
+    config: options.Config = None,
+    save_config: options.SaveConfig = None,
+    on_unsupported: options.OnUnsupported = None,
+    dry_run: options.DryRun = False,
+    dump_ir: options.DumpIr = None,
+    force: options.Force = False,
+    no_measure: options.NoMeasure = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compile a model to an artifact: a folder with code, packed weights and a manifest."""
+    import lbcompiler
+    from lbcompiler.config import make_config, parse_inputs
+    from lbcompiler.files import appearing
+
+    said = {
+        "target": target,
+        "format": format,
+        "act_format": act_format,
+        "scale_rule": scale_rule,
+        "act_scale_rule": act_scale_rule,
+        "include": include,
+        "exclude": exclude,
+        "inputs": parse_inputs(shapes or ()),
+        "on_unsupported": on_unsupported,
+    }
+    settings = make_config({k: v for k, v in said.items() if v not in (None, [], {})}, config)
+    if save_config is not None:
+        with appearing(save_config) as partial:
+            partial.write_text(settings.to_yaml())
+    start = time.perf_counter()
+    with show.progress_bar(quiet) as progress:
+        if dry_run:
+            reports.plan(lbcompiler.plan(model, settings, progress), settings, as_json)
+            return
+        artifact = lbcompiler.compile(
+            model,
+            config=settings,
+            output=output or Path(f"{model.stem}.lbc"),
+            force=force,
+            dump_ir=dump_ir,
+            progress=progress,
+        )
+        seconds = time.perf_counter() - start
+        speed = "not asked for" if no_measure else _speed(artifact, model, progress)
+    if as_json or not quiet:
+        reports.compiled(artifact, seconds, speed, as_json)
+
+
+def _speed(artifact: Any, model: Path, progress: show.Progress) -> dict[str, float] | str:
+    """Against the float model, or why that is not known: the artifact is made and stays."""
+    from lbcompiler.errors import LbcError
+    from lbcompiler.speed import compare
+
+    progress("measure", 0, 1)
+    try:
+        return compare(artifact, model)
+    except LbcError as error:
+        return str(error)
+
+
+@app.command(
+    cls=Verb,
+    epilog=_examples(
+        "lbc run m.lbc --input-data sample.npz -o out.npz",
+        "lbc run m.lbc --input ids=ids.npy --input mask=mask.npy --threads 4",
+    ),
+)
+def run(
+    artifact: options.Artifact,
+    input_data: options.InputData = None,
+    files: options.InputFiles = None,
+    output: options.Outputs = None,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run an artifact once on given inputs; say shapes, dtypes and time."""
+    import lbcompiler
+    from lbcompiler.data import read_feeds, save_arrays
+
+    program = lbcompiler.load(artifact, threads)
+    feeds = read_feeds(input_data, files or (), program.manifest.inputs)
+    start = time.perf_counter()
+    outputs = program.run(feeds)
+    seconds = time.perf_counter() - start
+    if output is not None:
+        save_arrays(output, outputs)
+    reports.ran(outputs, seconds, output, as_json)
+
+
+@app.command(cls=Verb, epilog=_examples("lbc inspect m.lbc --json | jq .totals"))
+def inspect(
+    artifact: options.Artifact,
+    layers: options.Layers = True,
+    as_json: options.Json = False,
+) -> None:
+    """Show what an artifact holds and what became of every layer; no code is loaded."""
+    from lbcompiler.artifact import open_artifact
+
+    reports.manifest(open_artifact(artifact), layers, as_json)
+
+
+@app.command(
+    cls=Verb,
+    epilog=_examples("lbc verify m.lbc --reference m.onnx --data sample.npz --per-layer"),
+)
+def verify(
+    artifact: options.Artifact,
+    reference: options.ReferenceModel,
+    data: options.Data,
+    metrics: options.Metrics = None,
+    per_layer: options.PerLayer = False,
+    threads: options.Threads = None,
+    limit: options.Limit = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure how close an artifact is to its float model, run by onnxruntime or torch."""
+    import lbcompiler
+    from lbcompiler.metrics import parse_metrics
+    from lbcompiler.verify import verify as compare
+
+    program = lbcompiler.load(artifact, threads)
+    with show.progress_bar(quiet) as progress:
+        found = compare(
+            program,
+            reference,
+            data,
+            metrics=None if metrics is None else parse_metrics(metrics),
+            per_layer=per_layer,
+            threads=threads,
+            limit=limit,
+            progress=progress,
+        )
+    reports.verification(found, as_json)
+
+
+@app.command(cls=Verb)
+def formats(as_json: options.Json = False) -> None:
+    """List the block-scaled formats."""
+    from lbcompiler.formats import table
+
+    reports.formats(table(), as_json)
+
+
+@app.command(cls=Verb)
+def doctor(as_json: options.Json = False) -> None:
+    """Say what this machine and installation can do, and what is wrong with them."""
+    from lbcompiler.doctor import examine
+
+    found = examine()
+    reports.checkup(found, as_json)
+    if found.problems:
+        raise typer.Exit(USER)

@@ -1,0 +1,169 @@
+"""The options of `lbc`, one spelling for all verbs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Names = list[tuple[str, str]]
+
+
+def completing(names: Callable[[], Names]) -> Callable[[str], Names]:
+    """For the shell: (name, help) of what starts like the word under the cursor."""
+    return lambda incomplete: [pair for pair in names() if pair[0].startswith(incomplete)]
+
+
+def _formats() -> Names:
+    from lbcompiler.formats import FORMATS
+
+    return [(name, f"{fmt.bits_per_element:g} bits") for name, fmt in FORMATS.items()]
+
+
+def _formats_or_none() -> Names:
+    return [*_formats(), ("none", "weights only")]
+
+
+def _rules() -> Names:
+    from lbcompiler.formats import FORMATS
+
+    rules: dict[str, list[str]] = {}
+    for fmt in FORMATS.values():
+        for rule in fmt.rules:
+            rules.setdefault(rule, []).append(fmt.name)
+    return [(rule, ", ".join(names)) for rule, names in rules.items()]
+
+
+def _on_unsupported() -> Names:
+    return [
+        ("error", "stop and say why"),
+        ("fallback", "keep the activations, or the layer, in float"),
+        ("skip", "leave the layer in float"),
+    ]
+
+
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A float model: .onnx or .pt2.", show_default=False),
+]
+Artifact = Annotated[
+    Path,
+    typer.Argument(metavar="OUT.lbc", help="What `lbc compile` made.", show_default=False),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="The artifact to write.", show_default="MODEL's name .lbc"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")]
+Target = Annotated[
+    str | None,
+    typer.Option(help="cpu, or cpu:ISA for another machine.", show_default="cpu, this machine's"),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help="Block format of weights and activations; `lbc formats` lists them.",
+        autocompletion=completing(_formats),
+        show_default="mxint8",
+    ),
+]
+ActFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="Another format for activations, or none: weights only.",
+        autocompletion=completing(_formats_or_none),
+        show_default="as --format",
+    ),
+]
+ScaleRule = Annotated[
+    str | None,
+    typer.Option(
+        help="How a block's scale is chosen, for weights.",
+        autocompletion=completing(_rules),
+        show_default="the format's",
+    ),
+]
+ActScaleRule = Annotated[
+    str | None,
+    typer.Option(
+        help="The same for activations.",
+        autocompletion=completing(_rules),
+        show_default="the format's",
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="REGEX", help="Quantize only layers whose name it is found in. Repeatable."
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="REGEX", help="Leave these layers in float. Repeatable."),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME:SHAPE",
+        help="Fix (x:1x128) or bound (x:1x(1..512)) an input's dimensions. Repeatable.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Settings from YAML; options on the command line go first."),
+]
+SaveConfig = Annotated[Path | None, typer.Option(help="Write the settings of this run as YAML.")]
+OnUnsupported = Annotated[
+    str | None,
+    typer.Option(
+        metavar="error|fallback|skip",
+        help="What to do with a layer that cannot have the format.",
+        autocompletion=completing(_on_unsupported),
+        show_default="error",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan for every layer and stop.")]
+DumpIr = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write the program after every pass.")
+]
+NoMeasure = Annotated[
+    bool, typer.Option("--no-measure", help="Do not time the result against the float model.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout (docs/json.md).")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads.", show_default="every usable core")
+]
+InputData = Annotated[
+    Path | None,
+    typer.Option(
+        help="Arrays by input name: .npz, a folder, or .npy for one input.", show_default=False
+    ),
+]
+InputFiles = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="NAME=FILE.npy", help="One input's array. Repeatable."),
+]
+Outputs = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Save the outputs to this .npz file.")
+]
+Layers = Annotated[bool, typer.Option("--layers/--no-layers", help="List every layer.")]
+ReferenceModel = Annotated[
+    Path,
+    typer.Option("--reference", help="The float model it was made from.", show_default=False),
+]
+Data = Annotated[
+    Path,
+    typer.Option(help="Samples along the first axis: .npz, a folder, or .npy.", show_default=False),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="Of qsnr, cosine, max_abs, kl, top1, perplexity.",
+        show_default="all that apply",
+    ),
+]
+PerLayer = Annotated[bool, typer.Option("--per-layer", help="QSNR of every quantized layer too.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use the first N samples.")]

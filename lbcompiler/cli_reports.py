@@ -1,0 +1,258 @@
+"""The result of each verb, as text for people or as the JSON of docs/json.md."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from lbcompiler.cli_show import print_json, print_line, print_table, shape, size
+
+if TYPE_CHECKING:
+    from lbcompiler.artifact import Artifact
+    from lbcompiler.config import CompileConfig
+    from lbcompiler.doctor import Checkup
+    from lbcompiler.verify import Verification
+
+LAYER_COLUMNS = (
+    "layer",
+    "op",
+    "shape",
+    "requested",
+    "realized",
+    "bits",
+    "activations",
+    "scale rule",
+    "epilogue",
+    "kernel",
+    "reason",
+)
+
+
+def plan(layers: Sequence[Any], config: "CompileConfig", as_json: bool) -> None:
+    """`lbc compile --dry-run`."""
+    if as_json:
+        settings = config.model_dump(mode="json")
+        print_json({"config": settings, "layers": [asdict(layer) for layer in layers]})
+        return
+    _print_layers(layers)
+    print_line(f"{_count(layers)}; nothing was written")
+
+
+def compiled(
+    artifact: "Artifact", seconds: float, speed: Mapping[str, float] | str, as_json: bool
+) -> None:
+    """`lbc compile`. `speed` is a reason where it was not measured."""
+    manifest = artifact.manifest
+    if as_json:
+        print_json(
+            {
+                "artifact": str(artifact.path),
+                "seconds": round(seconds, 3),
+                "bytes": sum(record.bytes for record in manifest.files.values()),
+                "speed": None if isinstance(speed, str) else speed,
+                "speed_missing": speed if isinstance(speed, str) else "",
+                "manifest": manifest.model_dump(mode="json"),
+            }
+        )
+        return
+    totals = manifest.totals
+    print_line(
+        f"{artifact.path}: {_count(manifest.layers)}; their weights take "
+        f"{size(totals.weight_bytes)} (float32: {size(totals.float_bytes)}); {seconds:.1f} s"
+    )
+    print_line(_speed(speed))
+
+
+def _speed(speed: Mapping[str, float] | str) -> str:
+    if isinstance(speed, str):
+        return f"speed: not measured ({speed})"
+    verdict = "faster" if speed["ratio"] >= 1 else "SLOWER"
+    times = speed["ratio"] if speed["ratio"] >= 1 else 1 / speed["ratio"]
+    return (
+        f"speed: {speed['ms']:.3g} ms, the float model {speed['float_ms']:.3g} ms here: "
+        f"{times:.2f} times {verdict}"
+    )
+
+
+def ran(outputs: Mapping[str, Any], seconds: float, saved: Path | None, as_json: bool) -> None:
+    """`lbc run`."""
+    if as_json:
+        described = {
+            name: {"dtype": str(array.dtype), "shape": list(array.shape)}
+            for name, array in outputs.items()
+        }
+        print_json(
+            {
+                "outputs": described,
+                "milliseconds": round(seconds * 1e3, 3),
+                "saved": None if saved is None else str(saved),
+            }
+        )
+        return
+    rows = [(name, str(array.dtype), shape(array.shape)) for name, array in outputs.items()]
+    print_table(("output", "dtype", "shape"), rows)
+    print_line(f"one run: {seconds * 1e3:.3g} ms" + (f"; saved to {saved}" if saved else ""))
+
+
+def manifest(artifact: "Artifact", with_layers: bool, as_json: bool) -> None:
+    """`lbc inspect`; whoever opened the artifact has checked its hashes."""
+    held = artifact.manifest
+    if as_json:
+        print_json(held.model_dump(mode="json"))
+        return
+    made = ", ".join(f"{name} {version}" for name, version in held.created_by.items())
+    bounds = [f"{d.name} {d.low}..{'' if d.high is None else d.high}" for d in held.dims]
+    facts = [
+        ("artifact", f"{artifact.path} (schema {held.schema_version}, all hashes verified)"),
+        ("made by", made),
+        ("from", f"{held.source.path} ({held.source.kind}, sha256 {held.source.sha256[:16]})"),
+        ("for", f"{held.target.name}:{held.target.isa}"),
+        *((f"input {p.name}", f"{p.dtype} {shape(p.shape)}") for p in held.inputs),
+        *((f"output {p.name}", f"{p.dtype} {shape(p.shape)}") for p in held.outputs),
+        ("dimensions", ", ".join(bounds)),
+        *((name, size(record.bytes)) for name, record in held.files.items()),
+    ]
+    width = max(len(name) for name, _ in facts)
+    for name, fact in facts:
+        if fact:
+            print_line(f"{name:{width}}  {fact}")
+    if with_layers:
+        _print_layers(held.layers)
+    totals = held.totals
+    print_line(
+        f"{_count(held.layers)}; their weights take {size(totals.weight_bytes)} "
+        f"(float32: {size(totals.float_bytes)})"
+    )
+
+
+def verification(found: "Verification", as_json: bool) -> None:
+    """`lbc verify`."""
+    if as_json:
+        layers = [{"name": name, "qsnr_db": value} for name, value in found.layers or ()]
+        held = {} if found.layers is None else {"layers": layers}
+        print_json({"samples": found.samples, "outputs": found.outputs, **held})
+        return
+    if found.layers is not None:
+        print_table(("layer", "qsnr_db"), found.layers)
+    columns = list(dict.fromkeys(key for figures in found.outputs.values() for key in figures))
+    rows = [
+        (name, *(figures.get(column) for column in columns))
+        for name, figures in found.outputs.items()
+    ]
+    print_table(("output", *columns), rows)
+    print_line(f"{found.samples} sample{'s' * (found.samples != 1)}")
+
+
+def formats(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    """`lbc formats`. A folder of `lbcompiler.targets` is a target; looking loads none of them."""
+    found = find_spec("lbcompiler.targets")
+    folders = [] if found is None else iter_modules(found.submodule_search_locations)
+    targets = [module.name for module in folders if module.ispkg]
+    table = [{**row, "targets": targets} for row in rows]
+    if as_json:
+        print_json({"formats": table})
+        return
+    columns = (
+        "format",
+        "bits",
+        "block",
+        "element",
+        "magnitudes",
+        "scale",
+        "scale rules",
+        "runs on",
+    )
+    print_table(
+        columns,
+        [
+            (
+                row["name"],
+                row["bits_per_element"],
+                row["block"],
+                row["element"],
+                f"{row['element_smallest']:g} .. {row['element_max']:g}",
+                row["scale"] + ("" if row["tensor_scale"] == "none" else " x float32 a tensor"),
+                ", ".join(
+                    f"{rule} (default)" if rule == row["default_rule"] else rule
+                    for rule in row["rules"]
+                ),
+                ", ".join(row["targets"]),
+            )
+            for row in table
+        ],
+    )
+
+
+def checkup(found: "Checkup", as_json: bool) -> None:
+    """`lbc doctor`."""
+    if as_json:
+        print_json(asdict(found))
+        return
+    machine = found.machine
+    print_line(f"lbcompiler {found.version} on {machine.system}")
+    print_line(
+        f"{machine.cpu}, {machine.architecture}: {machine.usable_cores} of {machine.cores} cores "
+        f"(threads by default); {size(machine.available_bytes)} of "
+        f"{size(machine.memory_bytes)} free"
+    )
+    print_line(f"vector flags: {' '.join(machine.vector_flags) or 'not known'}")
+    sets = [
+        f"{i.name} ({'chosen' if i.is_chosen else 'runs here' if i.runs_here else 'not here'})"
+        for i in found.instruction_sets
+    ]
+    print_line(f"kernels for: {', '.join(sets) or 'nothing'}")
+    for gpu in found.gpus:
+        print_line(f"GPU: {gpu}")
+    tools = [(tool.name, tool.version or tool.path or "-", tool.purpose) for tool in found.tools]
+    print_table(("tool", "found", "purpose"), tools)
+    packages = [
+        (p.name, p.wanted, p.found or "-", p.extra, "" if p.is_ok else p.install)
+        for p in found.packages
+    ]
+    print_table(("package", "wanted", "found", "only for", "install with"), packages)
+    for problem in found.problems:
+        print_line(f"PROBLEM: {problem}")
+    if not found.problems:
+        print_line("no problems found")
+
+
+def _print_layers(layers: Iterable[Any]) -> None:
+    from lbcompiler.formats import FORMATS
+
+    bits = {name: fmt.bits_per_element for name, fmt in FORMATS.items()}
+    print_table(
+        LAYER_COLUMNS,
+        [
+            (
+                layer.name,
+                layer.op,
+                shape(layer.shape),
+                layer.requested,
+                layer.realized,
+                bits.get(layer.weight_format),
+                *map(_or_empty, (layer.activation_format, layer.scale_rule, layer.epilogue)),
+                layer.kernel,
+                layer.reason,
+            )
+            for layer in layers
+        ],
+    )
+
+
+def _or_empty(name: str) -> str:
+    return "" if name == "none" else name
+
+
+def _count(layers: Iterable[Any]) -> str:
+    """How many layers run in which format, and how many not as requested."""
+    layers = list(layers)
+    counts: dict[str, int] = {}
+    for layer in layers:
+        with_act = "" if layer.activation_format == "none" else f" x {layer.activation_format}"
+        name = f"{layer.realized}{with_act}"
+        counts[name] = counts.get(name, 0) + 1
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    other = sum(layer.requested != layer.realized for layer in layers)
+    return f"{len(layers)} layers ({parts})" + (f", {other} not as requested" * bool(other))
