@@ -1,0 +1,244 @@
+"""A reduction whose outputs lie side by side: matmul, convolution, pooling, sums down a column.
+
+A tile of rows x columns accumulates in registers while the reduced axes run; the columns are one or
+a few vectors. Where the value is a product, the rows are an axis that only the left factor has, so
+that each vector of the right factor serves all of them. A last tile that does not fit is moved back
+until it does: it computes some outputs again, to the same bits, and nothing needs a predicate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import ForKind
+
+from lbcompiler.targets.cpu.schedule.elementwise import is_large
+from lbcompiler.targets.cpu.schedule.expressions import (
+    Expr,
+    coefficient,
+    is_one,
+    loads_in,
+    substitute,
+    variables_in,
+)
+from lbcompiler.targets.cpu.schedule.kernel import Nest, integer, loop, over, sequence, static
+from lbcompiler.targets.cpu.schedule.stages import Axis, Combine
+
+_TILES = 8  # of full height in one task
+_PARALLEL_FROM = 1 << 15  # multiplications
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    columns: int
+
+
+def _full(lanes: int) -> Shape:
+    """The tile that fills the registers: 32, 16 and 16 of them with 16, 8 and 4 lanes."""
+    return {16: Shape(8, 32), 8: Shape(6, 16)}.get(lanes, Shape(4, 8))
+
+
+def _block_rows(lanes: int) -> int:
+    return _full(lanes).rows * _TILES
+
+
+def _columns(extent: int | None, lanes: int) -> list[int]:
+    """Widths to try, widest first; with a known extent just the one that wastes least."""
+    full = _full(lanes).columns
+    if extent is None:
+        return [full, lanes, 1]
+    if extent < lanes:
+        return [1 << (extent.bit_length() - 1)]
+    widths = [w for w in (full, full + lanes, lanes) if w <= extent]
+    return [min(widths, key=lambda w: (-(-extent // w) * w, w != full))]
+
+
+def _rows(extent: int | None, lanes: int) -> list[int]:
+    full = _full(lanes).rows
+    if extent is None:
+        return [full, 1]
+    if extent <= full:
+        return [extent]
+    return [min(range(full // 2, full + 1), key=lambda r: (-(-extent // r) * (r + 1), -r))]
+
+
+def _factors(nest: Nest) -> tuple[Expr, Expr] | None:
+    if nest.combine is Combine.SUM and isinstance(nest.value, tirx.Mul):
+        return nest.value.a, nest.value.b
+    return None
+
+
+def _row_axis(nest: Nest, column: Axis) -> Axis | None:
+    """The last axis that only the factor without the column has."""
+    factors = _factors(nest)
+    if factors is None:
+        return None
+    with_column = [factor for factor in factors if column.var in variables_in(factor)]
+    if len(with_column) != 1:
+        return None
+    used = variables_in(with_column[0])
+    free = [axis for axis in nest.axes if axis.var not in used and axis is not column]
+    return free[-1] if free else None
+
+
+def is_tileable(nest: Nest) -> bool:
+    """Whether neighbouring outputs read neighbouring elements."""
+    if not nest.reduced or not nest.axes or nest.dtype == "bool":
+        return False
+    column = nest.axes[-1]
+    if not is_one(coefficient(nest.offset, column.var) or integer(0)):
+        return False
+    strides = [coefficient(load.indices[0], column.var) for load in loads_in(nest.value)]
+    if any(stride is not None and is_one(stride) for stride in strides):
+        return True
+    return _row_axis(nest, column) is not None or _is_strided_window(nest, column)
+
+
+def _is_strided_window(nest: Nest, column: Axis) -> bool:
+    strides = [coefficient(load.indices[0], column.var) for load in loads_in(nest.value)]
+    return any(stride is not None and 1 < (static(stride) or 0) <= 4 for stride in strides)
+
+
+def emit_tiles(nest: Nest, lanes: int) -> Any:
+    """The statement that computes a tileable nest."""
+    column = nest.axes[-1]
+    row = _row_axis(nest, column)
+    widths = _columns(static(column.extent), lanes)
+    statement = _emit(nest, row, column, widths[-1], lanes)
+    for width in reversed(widths[:-1]):
+        wide = _emit(nest, row, column, width, lanes)
+        statement = tirx.IfThenElse(column.extent >= integer(width), wide, statement)
+    return statement
+
+
+def _starts(axis: Axis, size: int) -> tuple[Expr, Callable[[Expr], Expr]]:
+    """How many pieces of `size`, and where each begins; the last is moved back to end with the
+    axis.
+    """
+    count = tirx.ceildiv(axis.extent, integer(size))
+    known = static(axis.extent)
+    if size == 1 or (known is not None and known % size == 0):
+        return count, lambda t: t * integer(size)
+    return count, lambda t: tirx.min(t * integer(size), axis.extent - integer(size))
+
+
+def _emit(nest: Nest, row: Axis | None, column: Axis, width: int, lanes: int) -> Any:
+    batch = [axis.fresh() for axis in nest.axes if axis is not row and axis is not column]
+    old = [axis for axis in nest.axes if axis is not row and axis is not column]
+    swap = {a.var: b.var for a, b in zip(old, batch, strict=True)}
+    nest = nest.mapped(lambda expr: substitute(expr, swap))
+    count, column_at = _starts(column, width)
+    columns = Axis(tirx.Var("columns", "int64"), count)
+    blocks = Axis(
+        tirx.Var("rows", "int64"),
+        integer(1) if row is None else tirx.ceildiv(row.extent, integer(_block_rows(lanes))),
+    )
+    first = column_at(columns.var)
+
+    def task() -> Any:
+        if row is None:
+            return _tile(nest, {}, None, 1, column, first, width)
+        heights = _rows(static(row.extent), lanes)
+        size = _block_rows(lanes)
+        statement = _block(nest, row, heights[-1], column, first, width, blocks.var, size)
+        for height in reversed(heights[:-1]):
+            tall = _block(nest, row, height, column, first, width, blocks.var, size)
+            statement = tirx.IfThenElse(row.extent >= integer(height), tall, statement)
+        return statement
+
+    extents = [axis.extent for axis in (*nest.axes, *nest.reduced)]
+    kind = ForKind.PARALLEL if is_large(extents, _PARALLEL_FROM) else ForKind.SERIAL
+    axes = [axis for axis in (*batch, blocks, columns) if not is_one(axis.extent)]
+    ones = {a.var: integer(0) for a in (blocks, columns) if is_one(a.extent)}
+    return over(axes, lambda: substitute(task(), ones), kind)
+
+
+def _block(
+    nest: Nest,
+    row: Axis,
+    height: int,
+    column: Axis,
+    first: Expr,
+    width: int,
+    block: Expr,
+    size: int,
+) -> Any:
+    """The tiles of one block of rows, one below the other, over the same columns."""
+    tiles, row_at = _starts(row, height)
+    per_block = -(-size // height)
+    packed, panel = _packed(nest, row, column, first, width)
+    begin = block * integer(per_block)
+    known = static(row.extent)
+    if known is not None and known <= size:
+        begin, count = integer(0), tiles
+    else:  # may be negative where a task is left over, which runs nothing
+        count = tirx.min(integer(per_block), tiles - begin)
+    inner = loop(
+        count,
+        lambda t: _tile(packed, {}, row, height, column, first, width, row_at(begin + t)),
+        name="tile",
+    )
+    return inner if panel is None else sequence([*panel, inner])
+
+
+def _packed(
+    nest: Nest, row: Axis, column: Axis, first: Expr, width: int
+) -> tuple[Nest, Sequence[Any] | None]:
+    """The right factor's columns copied side by side, where they are not."""
+    return nest, None
+
+
+def _tile(
+    nest: Nest,
+    _: dict[Any, Expr],
+    row: Axis | None,
+    height: int,
+    column: Axis,
+    first: Expr,
+    width: int,
+    top: Expr | None = None,
+) -> Any:
+    dtype = nest.value.ty.dtype
+    accumulator = tirx.decl_buffer((height * width,), str(dtype), "sum", scope="local")
+
+    def at(r: Expr, v: Expr) -> dict[Any, Expr]:
+        where = {column.var: first + v}
+        if row is not None and top is not None:
+            where[row.var] = top + r
+        return where
+
+    def each(body: Callable[[Expr, Expr], Any]) -> Any:
+        return loop(
+            height,
+            lambda r: loop(width, lambda v: body(r, v), ForKind.VECTORIZED, "v"),
+            ForKind.UNROLLED,
+            "r",
+        )
+
+    def position(r: Expr, v: Expr) -> Expr:
+        return r * integer(width) + v
+
+    combine, init = nest.combine, nest.init
+    assert combine is not None
+    assert init is not None
+
+    def accumulate(r: Expr, v: Expr) -> Any:
+        here = position(r, v)
+        value = combine(accumulator[here], substitute(nest.value, at(r, v)))
+        return tirx.BufferStore(accumulator, value, [here])
+
+    def store(r: Expr, v: Expr) -> Any:
+        result: Expr = accumulator[position(r, v)]
+        if nest.finish is not None:
+            result = substitute(nest.finish, {**at(r, v), nest.result: result})
+        return tirx.BufferStore(nest.out, result, [substitute(nest.offset, at(r, v))])
+
+    body = each(accumulate)
+    for axis in reversed(nest.reduced):
+        fresh = axis.fresh()
+        body = substitute(body, {axis.var: fresh.var})
+        body = tirx.For(fresh.var, integer(0), axis.extent, ForKind.SERIAL, body)
+    clear = each(lambda r, v: tirx.BufferStore(accumulator, init, [position(r, v)]))
+    return tirx.SeqStmt([tirx.AllocBuffer(accumulator), clear, body, each(store)])
