@@ -5,7 +5,7 @@ kernel's own accumulation. The arithmetic of the formats is `lbcompiler.formats`
 itself against ml_dtypes and onnx; nothing here knows TVM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,22 @@ class Quantization:
             return x
         fmt = format_named(self.act_format)
         return fmt.dequantize(fmt.quantize(x, self.act_scale_rule, per_row=True))
+
+
+class Following(dict[str, Array]):
+    """Activations of another run by layer; `own_db` notes how near the asker's own were, in dB."""
+
+    def __init__(self, activations: Mapping[str, Array]) -> None:
+        super().__init__(activations)
+        self.own_db: dict[str, float] = {}
+
+    def instead_of(self, own: Array, layer: str) -> Array:
+        """The compiled model's activation in the shape of `own`; `own` of a weight-only layer."""
+        if layer not in self:
+            return own
+        given = self[layer].reshape(own.shape)
+        self.own_db[layer] = qsnr(own, given)
+        return given
 
 
 def linear(x: Array, w: Array, bias: Array | None = None) -> Array:

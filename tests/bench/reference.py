@@ -20,7 +20,14 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from tests.bench.fake_quantized import Array, Quantization, conv_weight_rows, linear, windows
+from tests.bench.fake_quantized import (
+    Array,
+    Following,
+    Quantization,
+    conv_weight_rows,
+    linear,
+    windows,
+)
 
 INLINE_BYTES = 1 << 16  # larger constants are fed to a segment, not copied into its protobuf
 
@@ -66,13 +73,17 @@ class Reference:
     def layers(self) -> dict[str, tuple[int, ...]]:
         return {layer.node.name: layer.weight.shape for layer in self.quantized.values()}
 
-    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def __call__(
+        self, feeds: Mapping[str, Array], follow: Following | None = None
+    ) -> dict[str, Array]:
+        """`follow` gives the activations to round instead of the model's own."""
         values: dict[str, Array] = {**self.constants, **feeds}
         rounded: dict[tuple[str, tuple[int, ...]], Array] = {}
         for level in range(self.depth + 1):
             self._run_segment(level, values)
             for layer in self.by_level[level]:
-                values[layer.output] = self._run_quantized(layer, values, rounded)
+                rows = self._rounded_rows(layer, values, rounded, follow)
+                values[layer.output] = self._run_quantized(layer, rows)
         return {name: values[name] for name in self.outputs}
 
     def _run_constant_nodes(self, nodes: list[onnx.NodeProto]) -> dict[str, Array]:
@@ -185,23 +196,28 @@ class Reference:
         )
         return session, fed
 
-    def _run_quantized(
+    def _rounded_rows(
         self,
         layer: QuantizedNode,
         values: Mapping[str, Array],
         rounded: dict[tuple[str, tuple[int, ...]], Array],
+        follow: Following | None,
     ) -> Array:
-        """`rounded` shares one rounding among the layers that read a value in the same way."""
+        """(..., K); `rounded` shares one rounding among the layers that read a value alike."""
+        name = layer.node.input[0]
+        key = (name, geometry(layer) if layer.kernel else ())
+        if key in rounded and follow is None:
+            return rounded[key]
+        rows = convolution_rows(values[name], layer) if layer.kernel else values[name]
+        if follow is not None:
+            rows = follow.instead_of(rows, layer.node.name)
+        rounded[key] = self.quantization.activation(rows)
+        return rounded[key]
+
+    def _run_quantized(self, layer: QuantizedNode, rows: Array) -> Array:
         if layer.output not in self.weights:
             self.weights[layer.output] = self.quantization.weight(layer.weight)
-        name = layer.node.input[0]
-        key = (name, geometry(layer)) if layer.kernel else (name, ())
-        if key not in rounded:
-            rows = values[name]
-            if layer.kernel:
-                rows = convolution_rows(rows, layer)
-            rounded[key] = self.quantization.activation(rows)
-        y = linear(rounded[key], self.weights[layer.output], layer.bias)
+        y = linear(rows, self.weights[layer.output], layer.bias)
         if not layer.kernel:
             return y
         y = np.moveaxis(y, -1, 1)
@@ -261,14 +277,13 @@ def fold_batch_normalization(
     layer: QuantizedNode, norm: onnx.NodeProto, constants: Mapping[str, Array]
 ) -> QuantizedNode:
     """(w x + b - mean) g + beta = (g w) x + (b - mean) g + beta, g = gamma / sqrt(var + eps)."""
-    gamma, beta, mean, variance = (constants[name] for name in norm.input[1:5])
-    epsilon = np.float32(attributes_of(norm).get("epsilon", 1e-5))
-    gain = gamma / np.sqrt(variance + epsilon)
-    bias = np.float32(0) if layer.bias is None else layer.bias
+    gamma, beta, mean, variance = (constants[n].astype(np.float64) for n in norm.input[1:5])
+    gain = gamma / np.sqrt(variance + attributes_of(norm).get("epsilon", 1e-5))
+    bias = 0.0 if layer.bias is None else layer.bias
     return QuantizedNode(
         layer.node,
-        layer.weight * gain[:, None],
-        (bias - mean) * gain + beta,
+        (layer.weight * gain[:, None]).astype(np.float32),
+        ((bias - mean) * gain + beta).astype(np.float32),
         norm.output[0],
         layer.kernel,
         layer.axes,
