@@ -6,7 +6,7 @@ a copy of the graph held in memory (external data stays where it is, and must st
 model's folder); in torch an interpreter keeps them by the name of their node.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from lbcompiler.frontend import kind_of
 
 Array = NDArray[Any]
 
+FLOATS = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64"}
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -63,18 +64,28 @@ class OnnxReference:
         except Exception as error:  # its errors share no class of their own
             raise ModelError(f"onnxruntime cannot load the reference {path}: {error}") from None
         self._path = path
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self._types = {value.name: value.type for value in self._session.get_inputs()}
+        self.inputs = tuple(self._types)
         self._values = [value.name for value in self._session.get_outputs()]
         self.outputs = tuple(self._values[: len(self._values) - added])
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            values = self._session.run(self._values, dict(feeds))
+            values = self._session.run(self._values, self._cast(feeds))
         except Exception as error:
             raise InputError(
                 f"onnxruntime cannot run the reference {self._path}: {error}"
             ) from None
         return dict(zip(self._values, values, strict=True))
+
+    def _cast(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compiled models take every float as float32; the source has its own width."""
+        return {
+            name: array.astype(FLOATS[self._types[name]])
+            if array.dtype.kind == "f" and self._types.get(name) in FLOATS
+            else array
+            for name, array in feeds.items()
+        }
 
 
 def _with_outputs(path: Path, taps: tuple[str, ...]) -> tuple[bytes, int]:
@@ -100,53 +111,79 @@ def _with_outputs(path: Path, taps: tuple[str, ...]) -> tuple[bytes, int]:
 
 
 class TorchReference:
-    """A `torch.export` program, interpreted node by node."""
+    """A `torch.export` program: called whole, or node by node where values are tapped."""
 
     def __init__(self, path: Path, taps: tuple[str, ...] = (), threads: int | None = None) -> None:
-        try:
-            import torch
-        except ImportError:
-            raise ModelError(
-                f"the reference {path} needs torch to run: pip install 'lbcompiler[torch]'"
-            ) from None
+        from lbcompiler.frontend.torch import functional_program
+        from lbcompiler.frontend.torch_archive import load_program
+
+        program = load_program(path)
+        import torch
+
         if threads is not None:
             torch.set_num_threads(threads)
-        try:
-            program = torch.export.load(path)
-        except Exception as error:  # zipfile's, json's, torch's: any of them
-            raise ModelError(f"torch cannot load the reference {path}: {error}") from None
-        _refuse_unknown(path, taps, {node.name for node in program.graph.nodes})
-        self._path, self._taps, self._module = path, taps, program.module()
-        self.inputs = tuple(map(str, program.graph_signature.user_inputs))
+        if taps:  # they are names of the program that was compiled
+            program = functional_program(program)
+            _refuse_unknown(path, taps, {node.name for node in program.graph.nodes})
+        self._path, self._taps = path, frozenset(taps)
+        self._module = program.module(check_guards=False)  # guards are source text from the file
+        self._module.graph.set_codegen(torch.fx.graph.CodeGen())  # takes and returns a flat list
+        self._module.recompile()
+        specs = [s for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        self._arguments = [(spec.arg.name, getattr(spec.arg, "value", None)) for spec in specs]
+        self._dtypes = {
+            name: values[name].dtype
+            for name, _ in self._arguments
+            if isinstance(values.get(name), torch.Tensor)
+        }
+        self.inputs = tuple(name for name, _ in self._arguments if name in self._dtypes)
         self.outputs = tuple(map(str, program.graph_signature.user_outputs))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         import torch
-        from torch.utils import _pytree as pytree
-
-        kept: dict[str, Array] = {}
-        taps = frozenset(self._taps)
-
-        class Tapping(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
-            def run_node(self, node: Any) -> Any:
-                value = super().run_node(node)
-                if node.name in taps:
-                    kept[node.name] = _to_numpy(value)
-                return value
 
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise InputError(f"the reference {self._path} needs the input {', '.join(missing)}")
-        arguments = [torch.from_numpy(np.array(feeds[name])) for name in self.inputs]
+        kept: dict[str, Array] = {}
+        arguments = [
+            self._tensor(feeds[name], self._dtypes[name]) if name in self._dtypes else fixed
+            for name, fixed in self._arguments
+        ]
+        call = _tapping(self._module, self._taps, kept) if self._taps else self._module.forward
         try:
             with torch.no_grad():
-                result = Tapping(self._module).run(*arguments)
-        except Exception as error:  # a failed guard is an AssertionError, a shape a RuntimeError
+                result = call(*arguments)
+        except Exception as error:  # wrong shapes and dtypes have many types
             raise InputError(f"torch cannot run the reference {self._path}: {error}") from None
-        leaves, _ = pytree.tree_flatten(result)
         return kept | {
-            name: _to_numpy(value) for name, value in zip(self.outputs, leaves, strict=True)
+            name: _to_numpy(value) for name, value in zip(self.outputs, result, strict=True)
         }
+
+    @staticmethod
+    def _tensor(array: Array, dtype: Any) -> Any:
+        """Compiled models take every float as float32; the program has its own width."""
+        import torch
+
+        tensor = torch.from_numpy(np.array(array))
+        is_float = tensor.is_floating_point() and dtype.is_floating_point
+        return tensor.to(dtype) if is_float else tensor
+
+
+def _tapping(module: Any, taps: frozenset[str], kept: dict[str, Array]) -> Callable[..., Any]:
+    """`module` node by node, with the values of `taps` put into `kept`."""
+    import torch
+
+    class Tapping(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
+        def run_node(self, node: Any) -> Any:
+            value = super().run_node(node)
+            if node.name in taps:
+                kept[node.name] = _to_numpy(value)
+            return value
+
+    run: Callable[..., Any] = Tapping(module).run
+    return run
 
 
 def _to_numpy(value: Any) -> Array:

@@ -349,5 +349,39 @@ def test_torch_program(tmp_path: Path) -> None:
     assert found.layers[0][1] == pytest.approx(found.outputs[outputs[0]]["qsnr_db"])
     with pytest.raises(InputError, match="torch cannot run"):
         open_reference(path).run({"x": np.ones((2, 7), np.float32)})
+    whole = open_reference(path).run({"x": np.ones((3, 8), np.float32)})
+    assert [whole[name].shape for name in outputs] == [(3, 6), (3, 8)]
     with pytest.raises(InputError, match="needs the input x"):
         open_reference(path).run({})
+
+
+def test_torch_program_of_half_width_with_names_and_fixed_arguments(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+        def forward(self, x: Any, scale: float, *, y: Any) -> Any:
+            return {"sum": x * scale + y, "x": x}
+
+    half = torch.ones(2, 8, dtype=torch.bfloat16)
+    program = torch.export.export(Net(), (half, 2.0), {"y": half})
+    torch.export.save(program, tmp_path / "net.pt2")
+    reference = open_reference(tmp_path / "net.pt2")
+    assert reference.inputs == ("x", "y")
+    array = np.full((2, 8), 1.25, np.float32)
+    found = reference.run({"x": array, "y": array})
+    assert found[reference.outputs[0]].tolist() == np.full((2, 8), 3.75).tolist()
+    assert found[reference.outputs[1]].tolist() == array.tolist()
+
+
+def test_onnx_model_of_half_width(tmp_path: Path) -> None:
+    shape = ["b", 2]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "half",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "half.onnx")
+    found = open_reference(tmp_path / "half.onnx").run({"x": np.ones((3, 2), np.float32)})
+    assert found["y"].tolist() == [[2, 2]] * 3
