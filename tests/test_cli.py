@@ -1,0 +1,479 @@
+"""The command line: options, output, errors. The compiler behind it is a stand-in here.
+
+The whole way is in test_cli_flow.py, signals and pipes are in test_cli_process.py.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import lbcompiler
+from lbcompiler import cli_show
+from lbcompiler.artifact import (
+    Artifact,
+    DimRecord,
+    FileRecord,
+    LayerRecord,
+    Manifest,
+    PortRecord,
+    SourceRecord,
+    TargetRecord,
+    Totals,
+)
+from lbcompiler.cli import app
+from lbcompiler.errors import InputError, LbcError, ModelError
+from lbcompiler.ir.model import Layer
+
+NAME = "layers[0]/MatMul"
+LAYER = Layer(
+    NAME, "MatMul", (64, 32), "h", requested="nvfp4", realized="nvfp4", weight_format="nvfp4",
+    activation_format="nvfp4", scale_rule="absmax", activation_scale_rule="absmax",
+    epilogue="gelu", kernel="gemm_nvfp4",
+)  # fmt: skip
+KEPT = Layer("scores", "MatMul", (), "s", reason="matmul of two activations")
+
+
+def record(layer: Layer) -> LayerRecord:
+    held = {name: getattr(layer, name, None) for name in LayerRecord.model_fields}
+    defaults = {"bias": False, "weights": []}
+    return LayerRecord(**{k: defaults.get(k) if v is None else v for k, v in held.items()})
+
+
+MANIFEST = Manifest(
+    schema_version=1,
+    created_by={"lbcompiler": "0.1.0"},
+    source=SourceRecord(path="m.onnx", sha256="ab" * 32, kind="onnx"),
+    target=TargetRecord(name="cpu", isa="avx2"),
+    config={},
+    inputs=[PortRecord(name="x", dtype="float32", shape=["batch", 32])],
+    outputs=[PortRecord(name="y", dtype="float32", shape=["batch", 64])],
+    dims=[DimRecord(name="batch", low=1, high=None)],
+    layers=[record(LAYER), record(KEPT)],
+    totals=Totals(layers=2, quantized=1, weight_bytes=1152, float_bytes=8192),
+    parameters=[],
+    files={
+        "model.so": FileRecord(sha256="00", bytes=10),
+        "report.json": FileRecord(sha256="", bytes=5),
+    },
+)
+
+
+class StandIn:
+    """`lbcompiler.compile`, `plan` and `load`, remembering what they were given."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.given: dict[str, Any] = {}
+        self.manifest = MANIFEST
+
+    def compile(self, model: Path, **given: Any) -> Artifact:
+        self.given = {"model": model, **given}
+        given["progress"]("import", 1, 1)
+        if self.error is not None:
+            raise self.error
+        return Artifact(Path(given["output"]), MANIFEST)
+
+    def plan(self, model: Path, config: Any, progress: Callable[..., None]) -> list[Layer]:
+        self.given = {"model": model, "config": config}
+        return [LAYER, KEPT]
+
+    def load(self, path: Path, threads: int | None) -> "StandIn":
+        self.given = {"path": path, "threads": threads}
+        return self
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        if "x" not in feeds:
+            raise InputError("input 'x' is missing")
+        return {"y": feeds["x"] * 2, "file": np.arange(3)}
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
+    monkeypatch.chdir(tmp_path)
+    stand_in = StandIn()
+    speed = SimpleNamespace(compare=lambda *_: {"ms": 2.0, "float_ms": 5.0, "ratio": 2.5})
+    monkeypatch.setitem(sys.modules, "lbcompiler.speed", speed)
+    for name in ("compile", "plan", "load"):
+        monkeypatch.setitem(lbcompiler.__dict__, name, getattr(stand_in, name))
+    return stand_in
+
+
+def lbc(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def said(result: Result) -> Any:
+    """The one JSON object on stdout."""
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+# --- help, version, completion
+
+
+def test_help_names_every_verb() -> None:
+    result = lbc("--help")
+    assert result.exit_code == 0
+    for verb in ("compile", "run", "inspect", "verify", "formats", "doctor"):
+        assert verb in result.stdout
+        page = lbc(verb, "-h")
+        assert page.exit_code == 0
+        assert "--json" in page.stdout
+        assert verb in ("formats", "doctor") or f"lbc {verb}" in page.stdout  # an example
+
+
+def test_version() -> None:
+    assert lbc("--version").stdout.startswith("lbc 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("compyle",), ("compile",), ("compile", "m.onnx", "--formt", "x"), ("verify", "a")],
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    result = lbc(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("lbc compile m.onnx --format nv", {"nvint4", "nvfp4"}),
+        ("lbc compile m.onnx --act-format n", {"none", "nvint4", "nvfp4"}),
+        ("lbc compile m.onnx --scale-rule f", {"floor", "four_over_six"}),
+        ("lbc compile m.onnx --on-unsupported ", {"error", "fallback", "skip"}),
+    ],
+)
+def test_completion(words: str, completed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_LBC_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    result = CliRunner().invoke(app, [], prog_name="lbc")
+    assert set(result.stdout.split()) == completed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["formats"], ["compile", "--help"]])
+def test_light_verbs_load_no_compiler(arguments: list[str]) -> None:
+    code = (
+        "import sys; from lbcompiler.cli import app; app(sys.argv[1:], standalone_mode=False);"
+        "print(sorted({'tvm', 'onnx', 'onnxruntime', 'torch'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1:] == ["[]"]
+
+
+# --- compile
+
+
+def test_compile_gives_only_what_was_said(compiler: StandIn) -> None:
+    result = lbc("compile", "m.onnx", "--format", "nvfp4", "--exclude", "a", "--exclude", "b",
+                 "--input", "x:1x(1..512)", "--input", "a:b:2")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = compiler.given["config"]
+    assert config.model_dump(exclude_unset=True) == {
+        "format": "nvfp4",
+        "exclude": ("a", "b"),
+        "inputs": {"x": "1x(1..512)", "a:b": "2"},
+    }
+    assert compiler.given["model"] == Path("m.onnx")
+    assert compiler.given["output"] == Path("m.lbc")
+    assert compiler.given["force"] is False
+    assert "2 layers (1 nvfp4 x nvfp4, 1 float32)" in result.stdout
+    assert "2.50 times faster" in result.stdout
+
+
+def test_compile_says_when_it_is_slower(compiler: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SimpleNamespace(compare=lambda *_: {"ms": 5.0, "float_ms": 2.0, "ratio": 0.4})
+    monkeypatch.setitem(sys.modules, "lbcompiler.speed", slow)
+    assert "2.50 times SLOWER" in lbc("compile", "m.onnx").stdout
+
+
+def test_compile_stands_where_speed_cannot_be_measured(
+    compiler: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*_: Any) -> None:
+        raise LbcError("another machine's code")
+
+    monkeypatch.setitem(sys.modules, "lbcompiler.speed", SimpleNamespace(compare=compare))
+    result = lbc("compile", "m.onnx")
+    assert result.exit_code == 0
+    assert "not measured (another machine's code)" in result.stdout
+    found = said(lbc("compile", "m.onnx", "--json"))
+    assert (found["speed"], found["speed_missing"]) == (None, "another machine's code")
+
+
+def test_compile_json(compiler: StandIn) -> None:
+    found = said(lbc("compile", "m.onnx", "-o", "out.lbc", "--json", "--force"))
+    assert found["artifact"] == "out.lbc"
+    assert found["bytes"] == 15
+    assert found["speed"] == {"ms": 2.0, "float_ms": 5.0, "ratio": 2.5}
+    assert found["manifest"] == MANIFEST.model_dump(mode="json")
+    assert compiler.given["force"] is True
+    assert said(lbc("compile", "m.onnx", "--json", "--no-measure"))["speed"] is None
+
+
+def test_compile_quiet_says_nothing(compiler: StandIn) -> None:
+    result = lbc("compile", "m.onnx", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_saved_settings_reproduce_a_run_and_flags_go_first(
+    compiler: StandIn, tmp_path: Path
+) -> None:
+    first = lbc("compile", "m.onnx", "--format", "mxfp4", "--act-format", "none", "--include",
+                "attn", "--scale-rule", "mse", "--save-config", "c.yaml")  # fmt: skip
+    assert first.exit_code == 0
+    config = compiler.given["config"]
+    lbc("compile", "m.onnx", "--config", "c.yaml")
+    assert compiler.given["config"] == config
+    lbc("compile", "m.onnx", "--config", "c.yaml", "--format", "mxfp6", "--include", "mlp")
+    changed = compiler.given["config"]
+    assert (changed.format, changed.include) == ("mxfp6", ("mlp",))
+    assert (changed.act_format, changed.scale_rule) == ("none", "mse")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
+
+
+def test_dry_run_prints_the_plan(compiler: StandIn) -> None:
+    result = lbc("compile", "m.onnx", "--dry-run", "--format", "nvfp4")
+    assert result.exit_code == 0, result.output
+    for part in (NAME, "64x32", "gemm_nvfp4", "4.5", "gelu", "matmul of two activations"):
+        assert part in result.stdout
+    assert "nothing was written" in result.stdout
+    found = said(lbc("compile", "m.onnx", "--dry-run", "--format", "nvfp4", "--json"))
+    assert found["config"]["format"] == "nvfp4"
+    assert found["layers"][0]["name"] == NAME
+    assert found["layers"][0]["shape"] == [64, 32]
+
+
+# --- errors
+
+
+def test_a_users_error_is_one_paragraph(compiler: StandIn) -> None:
+    compiler.error = ModelError("m.onnx is bad:\n  it has no graph")
+    result = lbc("compile", "m.onnx")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == "error: m.onnx is bad: it has no graph\n"
+
+
+def test_an_error_in_json(compiler: StandIn) -> None:
+    compiler.error = ModelError("m.onnx is bad")
+    result = lbc("compile", "m.onnx", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {
+        "error": {"kind": "ModelError", "message": "m.onnx is bad"}
+    }
+    assert result.stderr == "error: m.onnx is bad\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "/x/m.lbc"), 2, "/x/m.lbc: No space left"),
+        (PermissionError(13, "Permission denied"), 2, "Permission denied"),
+        (MemoryError(), 2, "not enough memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("odd\nthings"), 1, r"lbc compile failed.*ValueError: odd\).*report.*--debug"),
+        (AssertionError(), 1, "AssertionError: no message"),
+    ],
+)
+def test_other_failures(compiler: StandIn, error: BaseException, code: int, message: str) -> None:
+    compiler.error = error
+    result = lbc("compile", "m.onnx")
+    assert result.exit_code == code
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert re.search(message, result.stderr)
+
+
+@pytest.mark.parametrize("as_variable", [True, False])
+def test_debug_shows_the_traceback(
+    compiler: StandIn, monkeypatch: pytest.MonkeyPatch, as_variable: bool
+) -> None:
+    compiler.error = ValueError("odd")
+    if as_variable:
+        monkeypatch.setenv("LBC_DEBUG", "1")
+    result = lbc(*([] if as_variable else ["--debug"]), "compile", "m.onnx")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "fp4"], "mxfp4, nvint4, nvfp4"),
+        (["--format", ""], "There is no format ''"),
+        (["--input", "x"], "NAME:SHAPE"),
+        (["--config", "gone.yaml"], r"gone\.yaml"),
+        (["--save-config", "gone/c.yaml"], "gone"),
+        (["--on-unsupported", "never"], "on_unsupported"),
+    ],
+)
+def test_bad_options(compiler: StandIn, arguments: list[str], message: str) -> None:
+    result = lbc("compile", "m.onnx", *arguments)
+    assert result.exit_code == 2
+    assert compiler.given == {}
+    assert message.replace("\\", "") in result.stderr
+
+
+# --- run
+
+
+def test_run(compiler: StandIn, tmp_path: Path) -> None:
+    np.savez("in.npz", x=np.ones((2, 32), np.float32))
+    result = lbc("run", "m.lbc", "--input-data", "in.npz", "-o", "out.npz", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert "2x32" in result.stdout
+    assert "saved to out.npz" in result.stdout
+    assert compiler.given == {"path": Path("m.lbc"), "threads": 1}
+    with np.load("out.npz", allow_pickle=False) as saved:
+        assert saved["y"].tolist() == np.full((2, 32), 2).tolist()
+        assert saved["file"].tolist() == [0, 1, 2]  # a name that numpy.savez cannot take
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "out.npz"]
+
+
+def test_run_takes_single_files_and_json(compiler: StandIn) -> None:
+    np.save("x.npy", np.ones((1, 32), np.float32))
+    for given in (["--input", "x=x.npy"], ["--input-data", "x.npy"]):
+        found = said(lbc("run", "m.lbc", *given, "--json"))
+        assert found["outputs"]["y"] == {"dtype": "float32", "shape": [1, 32]}
+        assert found["milliseconds"] >= 0
+        assert found["saved"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "input 'x' is missing"),
+        (["--input", "x.npy"], "NAME=FILE.npy"),
+        (["--input", "x=gone.npy"], "gone.npy"),
+        (["--input-data", "x.npy", "-o", "out.txt"], "saved as .npz"),
+        (["--input-data", "x.npy", "-o", "gone/out.npz"], "gone"),
+    ],
+)
+def test_run_refusals(compiler: StandIn, arguments: list[str], message: str) -> None:
+    np.save("x.npy", np.ones((1, 32), np.float32))
+    result = lbc("run", "m.lbc", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+# --- inspect, verify, formats, doctor
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """One that can be inspected, though not loaded."""
+    folder = tmp_path / "m.lbc"
+    folder.mkdir()
+    (folder / "model.so").write_bytes(b"0123456789")
+    files = {"model.so": FileRecord(sha256=hashlib.sha256(b"0123456789").hexdigest(), bytes=10)}
+    manifest = MANIFEST.model_copy(update={"files": files})
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+def test_inspect(artifact: Path) -> None:
+    result = lbc("inspect", artifact)
+    assert result.exit_code == 0, result.output
+    for part in ("all hashes verified", "cpu:avx2", "float32 batchx32", "batch 1..", NAME,
+                 "requested", "realized", "gemm_nvfp4", "matmul of two activations"):  # fmt: skip
+        assert part in result.stdout
+    assert NAME not in lbc("inspect", artifact, "--no-layers").stdout
+
+
+def test_inspect_json_is_the_manifest(artifact: Path) -> None:
+    found = said(lbc("inspect", artifact, "--json"))
+    assert found == json.loads((artifact / "manifest.json").read_text())
+    assert {"name", "op", "shape", "requested", "realized", "weight_format", "activation_format",
+            "scale_rule", "kernel", "reason"} <= found["layers"][0].keys()  # fmt: skip
+
+
+def test_inspect_finds_an_altered_file(artifact: Path) -> None:
+    (artifact / "model.so").write_bytes(b"0123456780")
+    result = lbc("inspect", artifact, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["kind"] == "ArtifactError"
+    assert "model.so" in result.stderr
+
+
+def test_verify_prints_and_passes_on(compiler: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lbcompiler import verify
+
+    given: dict[str, Any] = {}
+
+    def compare(*arguments: Any, **options: Any) -> verify.Verification:
+        given.update(options, arguments=arguments)
+        figures = {"qsnr_db": 31.25, "cosine": float("nan"), "perplexity": float("inf")}
+        return verify.Verification(7, {"y": figures}, [(NAME, 40.5)])
+
+    monkeypatch.setattr(verify, "verify", compare)
+    arguments = ("verify", "m.lbc", "--reference", "m.onnx", "--data", "d.npz", "--metrics",
+                 "qsnr,cosine", "--per-layer", "--limit", 3, "--threads", 2)  # fmt: skip
+    result = lbc(*arguments)
+    assert result.exit_code == 0, result.output
+    for part in (NAME, "40.5", "31.25", "nan", "7 samples"):
+        assert part in result.stdout
+    assert given["arguments"][1:] == (Path("m.onnx"), Path("d.npz"))
+    assert (given["metrics"], given["limit"], given["threads"]) == (("qsnr", "cosine"), 3, 2)
+    assert said(lbc(*arguments, "--json")) == {
+        "samples": 7,
+        "outputs": {"y": {"qsnr_db": 31.25, "cosine": None, "perplexity": None}},
+        "layers": [{"name": NAME, "qsnr_db": 40.5}],
+    }
+
+
+def test_formats() -> None:
+    from lbcompiler.formats import FORMATS
+
+    text = lbc("formats").stdout
+    found = said(lbc("formats", "--json"))["formats"]
+    assert [row["name"] for row in found] == list(FORMATS)
+    assert all("cpu" in row["targets"] for row in found)
+    for name in FORMATS:
+        assert name in text
+
+
+@pytest.mark.parametrize("problems", [[], ["TVM is broken"]])
+def test_doctor(monkeypatch: pytest.MonkeyPatch, problems: list[str]) -> None:
+    from lbcompiler import doctor
+
+    machine = doctor.Machine("Linux", "x86_64", "Some CPU", ["avx2"], 8, 4, 2**34, 2**33)
+    checkup = doctor.Checkup(
+        "0.1.0",
+        machine,
+        [doctor.InstructionSet("avx2", True, True)],
+        [doctor.Tool("nvcc", "compiles CUDA code")],
+        ["NVIDIA H200"],
+        [doctor.Package("torch", "==2", "", False, "torch", "pip install torch")],
+        problems,
+    )
+    monkeypatch.setattr(doctor, "examine", lambda: checkup)
+    result = lbc("doctor")
+    assert result.exit_code == (2 if problems else 0)
+    for part in ("Some CPU", "4 of 8 cores", "8 GiB of 16 GiB", "avx2 (chosen)", "NVIDIA H200"):
+        assert part in result.stdout
+    assert (f"PROBLEM: {problems[0]}" if problems else "no problems found") in result.stdout
+    found = json.loads(lbc("doctor", "--json").stdout)
+    assert found["problems"] == problems
+    assert found["instruction_sets"] == [{"name": "avx2", "runs_here": True, "is_chosen": True}]
+
+
+def test_sizes_for_people() -> None:
+    assert [cli_show.size(n) for n in (0, 1023, 1024, 5 * 2**20, 2**31)] == [
+        "0 B", "1023 B", "1 KiB", "5 MiB", "2 GiB",
+    ]  # fmt: skip

@@ -1,0 +1,104 @@
+"""The command line as a process: signals, pipes, terminals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import lbcompiler
+from lbcompiler.artifact import new_folder
+from lbcompiler import cli
+
+def compile(model, *, output, force, **_):
+    with new_folder(output, force) as folder:
+        (folder / "half").write_text("written")
+        print("started", file=sys.stderr, flush=True)
+        time.sleep(30)
+
+lbcompiler.__dict__["compile"] = compile
+sys.argv = ["lbc", "compile", "m.onnx", "-o", "out.lbc"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "started\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    start = time.perf_counter()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert errors == ("error: interrupted\n" if number == signal.SIGINT else "")
+    assert time.perf_counter() - start < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_left_in_silence() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lbcompiler", "formats", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_paragraph() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lbcompiler", "formats"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: the system refused: No space left on device\n"
+
+
+def test_progress_is_only_for_terminals() -> None:
+    """A pseudo-terminal as stderr gets bars; stdout never does."""
+    pty = pytest.importorskip("pty")
+    code = (
+        "import sys, time; from lbcompiler.cli_show import progress_bar\n"
+        "with progress_bar(sys.argv[1] == 'quiet') as report:\n"
+        "    report('weights', 1, 2); time.sleep(0.2); report('weights', 2, 2)"
+    )
+    seen = {}
+    for mode in ("loud", "quiet"):
+        controller, terminal = pty.openpty()
+        done = subprocess.run(
+            [sys.executable, "-c", code, mode], stdout=subprocess.PIPE, stderr=terminal, check=True
+        )
+        os.close(terminal)
+        os.set_blocking(controller, False)
+        try:
+            seen[mode] = os.read(controller, 65536)
+        except (BlockingIOError, OSError):  # Linux answers EIO once the other end is closed
+            seen[mode] = b""
+        os.close(controller)
+        assert done.stdout == b""
+    assert b"weights" in seen["loud"]
+    assert seen["quiet"] == b""
