@@ -7,6 +7,7 @@ either sign) has zero codes under the smallest scale; a short last block is one 
 whose padding is not stored.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class BlockFormat:
         if x.ndim == 0:
             raise ConfigError(f"{self.name} scales blocks along the last axis; a scalar has none.")
         *rows_shape, k = x.shape
-        rows = x.reshape(int(np.prod(rows_shape)), k)
+        rows = x.reshape(math.prod(rows_shape), k)
         g = self._tensor_scales(rows, rule, per_row)
         codes = np.empty(rows.shape, np.uint8)
         scales = np.empty((len(rows), self.blocks(k)), np.uint8)
@@ -100,8 +101,9 @@ class BlockFormat:
 
     def dequantize(self, q: Quantized) -> Floats:
         """float32 shaped like the codes."""
-        k = q.codes.shape[-1]
-        codes, scales = q.codes.reshape(-1, k), q.scales.reshape(-1, self.blocks(k))
+        *rows_shape, k = q.codes.shape
+        count = math.prod(rows_shape)
+        codes, scales = q.codes.reshape(count, k), q.scales.reshape(count, self.blocks(k))
         g = None if q.tensor_scale is None else q.tensor_scale.reshape(-1, 1)
         x = np.empty(codes.shape, np.float32)
         for part in _chunks(codes):
@@ -150,7 +152,7 @@ class BlockFormat:
         codes = self.element.encode(blocks / divisors(scales, self.scale, g)[:, None])
         codes[maxima == 0] = 0  # also where a -0 stood
         scales[~finite] = NAN_BYTE[self.scale]
-        return codes.reshape(r, -1)[:, :k], scales.reshape(r, count)
+        return codes.reshape(r, count * self.block)[:, :k], scales.reshape(r, count)
 
 
 def _chunks(rows: NDArray[Any]) -> Iterator[slice]:
