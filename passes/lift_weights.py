@@ -29,16 +29,7 @@ class LiftWeights:
         def visit(call: Any, _: Scope) -> Any:
             return params[str(call.attrs["name"])] if call.op == ops.WEIGHT else None
 
-        module = rewrite(with_params(model.module, list(params.values())), visit)
+        count = len(model.module["main"].params)
+        module = rewrite(model.module, visit, params=tuple(params.values()))
+        module["main"] = module["main"].with_attr("num_input", count)
         return replace(model, module=module, weights=held, parameters=names)
-
-
-def with_params(module: Any, params: list[Any]) -> Any:
-    """`module` whose main takes `params` behind its own."""
-    main = module["main"]
-    attrs = main.attrs
-    func = relax.Function([*main.params, *params], main.body, main.ret_ty, main.is_pure, attrs)
-    func = func.with_attr("num_input", len(main.params))
-    module = module.clone() if hasattr(module, "clone") else module
-    module["main"] = func
-    return module

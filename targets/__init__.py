@@ -6,12 +6,16 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.target import Target
 from lbcompiler.targets.cpu import cpu
 
-TARGETS: dict[str, Callable[[str], Target]] = {"cpu": cpu}  # name -> (variant, "" for the host's) -> Target
+TARGETS: dict[str, Callable[[str], Target]] = {
+    "cpu": cpu
+}  # name -> (variant, "" for the host's) -> Target
 
 
 def target_named(text: str) -> Target:
     """`name[:variant]` -> Target. Raises ConfigError that lists the names."""
     name, _, variant = text.partition(":")
     if name not in TARGETS:
-        raise ConfigError(f"unknown target {text!r}: choose one of {', '.join(TARGETS)}, e.g. cpu or cpu:avx2")
+        raise ConfigError(
+            f"unknown target {text!r}: choose one of {', '.join(TARGETS)}, e.g. cpu or cpu:avx2"
+        )
     return TARGETS[name](variant)

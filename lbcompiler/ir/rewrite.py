@@ -1,38 +1,33 @@
-"""The one way a pass rewrites `main`: every call, in order of execution, may become another
-expression.
+"""The one way a pass rewrites `main`: every call, in order of execution, may become another expression.
 
-After the visit, what nobody uses any more is removed and bindings are put into canonical form, so a
-pass never cleans up by itself."""
+`main` is straight-line code, so a rewrite is a walk over its bindings that emits them anew. Copies
+are followed and what nobody reads any more is removed, so a pass never cleans up by itself. (TVM's
+CanonicalizeBindings would do it too, but never returns where a `match_cast` equates a dimension
+with an expression of itself, such as min(length, 1024).)
+"""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.ir import GenericConst as Constant
 
 Visit = Callable[[Any, "Scope"], Any]
 
 
 class Scope:
-    """What a rewrite may ask: the value behind a variable, how often it is used, and where to emit."""
+    """What a rewrite may ask: the value behind a variable, how often it is read, where to emit."""
 
-    def __init__(self, mutator: Any, uses: Counter[str]) -> None:
-        self._mutator = mutator
+    def __init__(self, builder: Any, uses: Counter[str]) -> None:
+        self.builder = builder
         self._uses = uses
-        self.builder = mutator.builder_
+        self._bound: dict[Any, Any] = {}  # variable -> the expression it is bound to
 
     def value(self, expr: Any) -> Any:
-        """The expression bound to a variable, followed through copies; the expression itself
-        otherwise.
-        """
-        while isinstance(expr, relax.Var):
-            bound = self._mutator.lookup_binding(expr)
-            if bound is None:
-                return expr
-            expr = bound
-        return expr
+        """The expression a variable is bound to; the expression itself where it is none."""
+        return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def call_to(self, expr: Any, op: Any) -> Any:
         """The call of `op` behind `expr`, or None."""
@@ -40,63 +35,96 @@ class Scope:
         return found if isinstance(found, relax.Call) and found.op == op else None
 
     def is_used_once(self, expr: Any) -> bool:
-        """Whether the variable has one use before this rewrite; where two share a name, not."""
+        """Whether the variable is read once before this rewrite; where two share a name, not."""
         return isinstance(expr, relax.Var) and self._uses[expr.name] == 1
 
     def emit(self, expr: Any, name: str = "") -> Any:
-        return self.builder.emit(expr, name)
+        """A variable bound to `expr`; variables, constants and items of known tuples as they are."""
+        if isinstance(expr, relax.TupleGetItem):
+            fields = self.value(expr.tuple_value)
+            expr = fields.fields[expr.index] if isinstance(fields, relax.Tuple) else expr
+        if isinstance(expr, (relax.Var, Constant)):
+            return expr
+        return self.bind(self.builder.emit(expr, name))
+
+    def bind(self, var: Any) -> Any:
+        """Remember what the builder bound to `var`."""
+        self._bound[var] = self.builder.lookup_binding(var)
+        return var
+
+
+def rewrite(module: Any, visit: Visit, params: tuple[Any, ...] = ()) -> Any:
+    """`module` with each call of `main` replaced by `visit(call, scope)`, or kept where that is None.
+
+    A visit may add functions with `scope.builder.add_func`; `params` are added to those of `main`.
+    """
+    main = module["main"]
+    others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
+    builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
+    scope = Scope(builder, count_uses(main))
+    new: dict[Any, Any] = {}
+    with builder.function("main", [*main.params, *params], attrs=dict(main.attrs or {})):
+        with builder.dataflow():
+            for binding in bindings(main):
+                new[binding.var] = _emit(binding, substitute(binding.value, new), visit, scope)
+            out = builder.emit_output(substitute(main.body.body, new))
+        builder.emit_func_output(out)
+    return relax.transform.DeadCodeElimination()(builder.get())
+
+
+def _emit(binding: Any, value: Any, visit: Visit, scope: Scope) -> Any:
+    if isinstance(binding, relax.MatchCast):
+        return scope.bind(scope.builder.match_cast(value, binding.ty))
+    if not isinstance(value, relax.Call):
+        return scope.emit(value, binding.var.name)
+    call = scope.builder.normalize(value)  # with its type, which a substituted call lost
+    replaced = visit(call, scope)
+    return scope.emit(call if replaced is None else replaced, binding.var.name)
+
+
+def substitute(expr: Any, new: dict[Any, Any]) -> Any:
+    """`expr` over the new variables; the same object where nothing changed."""
+    if isinstance(expr, relax.Var):
+        return new.get(expr, expr)
+    if isinstance(expr, relax.Call):
+        args = [substitute(arg, new) for arg in expr.args]
+        same = all(a.same_as(b) for a, b in zip(args, expr.args, strict=True))
+        return expr if same else relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([substitute(field, new) for field in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(substitute(expr.tuple_value, new), expr.index)
+    return expr
+
+
+def bindings(func: Any) -> Iterator[Any]:
+    for block in func.body.blocks:
+        yield from block.bindings
+
+
+def calls(module: Any) -> list[Any]:
+    """Every bound call of `main`, in order."""
+    return [b.value for b in bindings(module["main"]) if isinstance(b.value, relax.Call)]
 
 
 def count_uses(func: Any) -> Counter[str]:
     """How often each variable is read, by name (names are unique but for what passes emit)."""
     uses: Counter[str] = Counter()
-
-    def visit(expr: Any) -> None:
-        if isinstance(expr, relax.Var):
-            uses[expr.name] += 1
-
-    for block in func.body.blocks:
-        for binding in block.bindings:
-            relax.analysis.post_order_visit(binding.value, visit)
-    relax.analysis.post_order_visit(func.body.body, visit)
+    for value in [*(binding.value for binding in bindings(func)), func.body.body]:
+        uses.update(expr.name for expr in _operands(value) if isinstance(expr, relax.Var))
     return uses
 
 
-@mutator
-class _Rewriter(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: Any, visit: Visit, uses: Counter[str]) -> None:
-        super().__init__(module)
-        self.visit = visit
-        self.uses = uses
-
-    def visit_call_(self, op: Any) -> Any:
-        call = self.visit_expr_post_order(op)
-        replaced = self.visit(call, Scope(self, self.uses))
-        return call if replaced is None else replaced
-
-
-def rewrite(module: Any, visit: Visit) -> Any:
-    """`module` with each call of `main` replaced by `visit(call, scope)`, or kept where that is
-    None.
-
-    A visit may add functions with `scope.builder.add_func`.
-    """
-    rewriter = _Rewriter(module, visit, count_uses(module["main"]))
-    main = rewriter.visit_expr(module["main"])
-    rewriter.builder_.update_func(module.get_global_var("main"), main)
-    return tidy(rewriter.builder_.get())
-
-
-def tidy(module: Any) -> Any:
-    """Copies followed, dead bindings removed."""
-    return tvm.transform.Sequential(
-        [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
-    )(module)
-
-
-def calls(module: Any) -> list[Any]:
-    """Every bound call of `main`, in order."""
-    found = []
-    for block in module["main"].body.blocks:
-        found += [b.value for b in block.bindings if isinstance(b.value, relax.Call)]
-    return found
+def _operands(expr: Any) -> Iterator[Any]:
+    """The leaves of an expression: calls of variables, tuples of them, tuple items."""
+    if isinstance(expr, relax.Call):
+        nested = expr.args
+    elif isinstance(expr, relax.Tuple):
+        nested = expr.fields
+    elif isinstance(expr, relax.TupleGetItem):
+        nested = [expr.tuple_value]
+    else:
+        yield expr
+        return
+    for operand in nested:
+        yield from _operands(operand)

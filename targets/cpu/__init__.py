@@ -1,15 +1,18 @@
-"""The CPU target: exact integer block dot products where codes are small integers, float FMA elsewhere."""
+"""The CPU target: exact integer block dot products where codes are small integers, float FMA
+elsewhere.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lbcompiler.targets.cpu.kernels import kernel_for
+
 from lbcompiler.ir.model import Dim
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Target
 from lbcompiler.targets.cpu.isa import Isa, detect, isa_named
-from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
 
 

@@ -1,10 +1,9 @@
 """linear(codes, scales[, tensor_scale], packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
 quantize(x)                                           ->  call_tir(quantize_for_gemm, x)
 
-The quantize of an activation is lowered where a linear reads it, into the operands that this linear's kernel
-wants (integers, scales, start values of the accumulator); linears of one kind share it. Rows of all leading
-dimensions run as one (M, K) matrix.
-"""
+The quantize of an activation is lowered where a linear reads it, into the operands that this
+linear's kernel wants (integers, scales, start values of the accumulator); linears of one kind share
+it. Rows of all leading dimensions run as one (M, K) matrix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +32,9 @@ class LowerLinears:
 class _Lowering:
     def __init__(self, kernel_for: KernelFor) -> None:
         self.kernel_for = kernel_for
-        self.functions: dict[tuple[Any, ...], Any] = {}  # what is asked of a kernel -> its GlobalVar
+        self.functions: dict[
+            tuple[Any, ...], Any
+        ] = {}  # what is asked of a kernel -> its GlobalVar
         self.quantized: dict[tuple[Any, ...], list[Any]] = {}
 
     def visit(self, call: Any, scope: Scope) -> Any:
@@ -48,7 +49,9 @@ class _Lowering:
         rows = self._rows(x, scope)
         operands = [rows]
         if source is not None:
-            operands = self._quantize(kernel, rows, x, int(k), str(source.attrs["scale_rule"]), scope)
+            operands = self._quantize(
+                kernel, rows, x, int(k), str(source.attrs["scale_rule"]), scope
+            )
         key = ("gemm", kernel.name, n, int(k), bias is not None, epilogue)
         gemm = self._function(
             key, lambda: kernel.gemm(n, int(k), bias=bias is not None, epilogue=epilogue), scope
@@ -81,7 +84,9 @@ class _Lowering:
         key = ("quantize", kernel.quantizer, k, rule)
         if (*key, x) not in self.quantized:
             built = self._function(key, lambda: kernel.quantize(k, rule), scope)
-            types = _outputs(scope.builder.get()[built], rows.ty.shape.values[0])
+            m = rows.ty.shape.values[0]
+            specs = kernel.quantized_specs(k)
+            types = [relax.TensorType([m, *shape], dtype) for shape, dtype in specs]
             out = scope.emit(relax.call_tir(built, [rows], types))
             parts = [scope.emit(relax.TupleGetItem(out, i)) for i in range(len(types))]
             self.quantized[(*key, x)] = parts
@@ -94,7 +99,7 @@ class _Lowering:
         return self.functions[key]
 
 
-ANALYZER = tvm.arith.Analyzer()
+ANALYZER = tvm.sym.Analyzer()
 
 
 def _quantize_of(activation: list[Any], scope: Scope) -> Any:
@@ -103,13 +108,3 @@ def _quantize_of(activation: list[Any], scope: Scope) -> Any:
     if not isinstance(part, relax.TupleGetItem):
         return None
     return scope.call_to(part.tuple_value, ops.QUANTIZE)
-
-
-def _outputs(func: Any, m: Any) -> list[Any]:
-    """Types of what a quantize kernel writes, for `m` rows: every buffer but its first."""
-    buffers = [func.buffer_map[param] for param in func.params]
-    symbolic = buffers[0].shape[0]
-    return [
-        relax.TensorType([m if d.same_as(symbolic) else d for d in buffer.shape], buffer.dtype)
-        for buffer in buffers[1:]
-    ]
