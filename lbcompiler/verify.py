@@ -86,7 +86,7 @@ def verify(
         _refuse_inapplicable(metrics, sums)
     progress("verify", len(runs), len(runs))
     return Verification(
-        samples=sum(_samples(run, inputs[0].name) for run in runs),
+        samples=sum(_samples(run) for run in runs),
         outputs=_figures(sums, METRICS if metrics is None else metrics),
         layers=[(name, layer.qsnr_db) for name, layer in sums.layers.items()]
         if per_layer
@@ -197,5 +197,7 @@ def _figures(sums: _Sums, metrics: Iterable[str]) -> dict[str, dict[str, float]]
     return figures
 
 
-def _samples(run: Feeds, name: str) -> int:
-    return run[name].shape[0] if run[name].ndim else 1
+def _samples(run: Feeds) -> int:
+    """Along the first axis of the first input; 1 where that is a scalar, or there is none."""
+    first = next(iter(run.values()), np.zeros(()))
+    return first.shape[0] if first.ndim else 1

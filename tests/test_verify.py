@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lbcompiler.epilogues import EPILOGUES
 from lbcompiler.errors import ConfigError, InputError, ModelError
+from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Port
 from lbcompiler.metrics import IDENTICAL_DB
 from lbcompiler.references import OnnxReference, open_reference
@@ -260,6 +261,27 @@ def test_epilogues_against_torch(name: str) -> None:
     y = EPILOGUES[name](x)
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, reference(torch.from_numpy(x)).numpy(), rtol=2e-6, atol=2e-6)
+
+
+def test_every_epilogue_of_the_ir_has_its_reference() -> None:
+    assert set(EPILOGUES) == set(ops.EPILOGUES)
+
+
+def test_a_model_without_inputs(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["y"])],
+        "constant",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 6])],
+        [numpy_helper.from_array(W1, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", unused=W1)
+    manifest = Manifest((), (Port("y", "float32", (8, 6)),))
+    program = StandIn(manifest, lambda: ({"y": W1}, []))
+    found = verify(program, tmp_path / "m.onnx", tmp_path / "d.npz")
+    assert (found.samples, found.outputs["y"]["max_abs"]) == (1, 0.0)
 
 
 def test_another_model_is_no_reference(tmp_path: Path) -> None:
