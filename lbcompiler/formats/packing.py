@@ -74,8 +74,9 @@ def swizzle_scales(scales: Codes) -> Codes:
     + (m % 128 // 32) * 4 + k % 4 (PTX ISA, tcgen05 scale factor layout); padding is zero.
     """
     m, columns = scales.shape
+    down, across = -(-m // TILE_ROWS), -(-columns // TILE_COLUMNS)
     padded = np.pad(scales, ((0, -m % TILE_ROWS), (0, -columns % TILE_COLUMNS)))
-    tiles = padded.reshape(-1, TILE_ROWS // QUARTER, QUARTER, -(-columns // 4), TILE_COLUMNS)
+    tiles = padded.reshape(down, TILE_ROWS // QUARTER, QUARTER, across, TILE_COLUMNS)
     return np.ascontiguousarray(tiles.transpose(0, 3, 2, 1, 4)).reshape(-1)
 
 

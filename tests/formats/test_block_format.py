@@ -5,13 +5,15 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS, BlockFormat, Quantized, decode_scales
 from lbcompiler.formats import block_format as module
+
+patient = settings(max_examples=25, deadline=None)  # a loaded machine is no failure
 
 RULED = [(fmt, rule) for fmt in FORMATS.values() for rule in fmt.rules]
 every_rule = pytest.mark.parametrize(
@@ -205,6 +207,7 @@ def spread(fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
 
 
 @every_rule
+@patient
 @given(x=MODERATE)
 def test_error_bound(fmt: BlockFormat, rule: str, x: np.ndarray) -> None:
     """Half a step of the element's grid at x, plus what the rule clips off the block's maximum.
@@ -237,6 +240,7 @@ def test_error_bound(fmt: BlockFormat, rule: str, x: np.ndarray) -> None:
     [(fmt, rule) for fmt, rule in RULED if not fmt.has_tensor_scale],
     ids=[f"{fmt.name}-{rule}" for fmt, rule in RULED if not fmt.has_tensor_scale],
 )
+@patient
 @given(x=MODERATE)
 def test_mx_is_idempotent(fmt: BlockFormat, rule: str, x: np.ndarray) -> None:
     once = fmt.dequantize(fmt.quantize(x, rule))
@@ -244,6 +248,7 @@ def test_mx_is_idempotent(fmt: BlockFormat, rule: str, x: np.ndarray) -> None:
 
 
 @every_nv
+@patient
 @given(
     x=arrays(np.float32, (3, 64), elements=st.floats(1, 200, width=32)),
     signs=arrays(np.bool_, (3, 64)),
@@ -265,6 +270,7 @@ def test_nv_keeps_its_bytes_when_quantized_again(
 
 
 @every_rule
+@patient
 @given(x=MODERATE)
 def test_quantization_is_odd(fmt: BlockFormat, rule: str, x: np.ndarray) -> None:
     np.testing.assert_array_equal(

@@ -8,10 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbcompiler.formats.elements import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT6, INT8, Element
+
+patient = settings(max_examples=50, deadline=None)  # a loaded machine is no failure
 
 ELEMENTS = [E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT6, INT8]
 FLOATS = [element for element in ELEMENTS if not element.is_integer]
@@ -151,6 +153,7 @@ def test_round_is_decode_of_encode(element: Element) -> None:
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=lambda e: e.name)
+@patient
 @given(value=st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_the_nearest_value_is_chosen(element: Element, value: float) -> None:
     chosen = abs(Fraction(value) - Fraction(decode_one(element, value)))
