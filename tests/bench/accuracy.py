@@ -30,6 +30,7 @@ from tests.bench.reference_torch import TorchReference
 
 FORMATS = ("mxint8", "mxfp8", "nvfp4", "nvint4", "mxfp4")
 BUILT = Path("models/built")
+IDENTICAL_DB = 1000.0  # JSON has no infinity
 Row = dict[str, Any]
 
 
@@ -61,9 +62,9 @@ def compiled_engine(path: Path, quantization: Quantization) -> lbcompiler.Progra
 def figures(found: Agreement) -> Row:
     layer, decibels = found.worst_input
     return {
-        "agreement_db": found.output_db,
-        "agreement_alone_db": found.alone_db,
-        "worst_input_db": decibels,
+        "agreement_db": min(found.output_db, IDENTICAL_DB),
+        "agreement_alone_db": min(found.alone_db, IDENTICAL_DB),
+        "worst_input_db": min(decibels, IDENTICAL_DB),
         "worst_input_layer": layer,
     }
 
