@@ -1,0 +1,88 @@
+"""The instruction sets the CPU kernels are written for: a value that every generator takes as a
+parameter.
+
+Three are enough to reach what machines in use can do with an int8 dot product: `vpdpbusd` (four
+products a lane in one instruction), `vpmaddubsw` + `vpmaddwd` (the same in two, with a 16-bit step
+between), and plain widening integer arithmetic that every LLVM target has. The results are the
+same, bit for bit; an artifact names the one it needs. A target names a neutral processor model and
+no more features than its level has, so that code built on one machine runs on every other machine
+of that level.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from lbcompiler.errors import ConfigError
+
+_LEVEL_3 = frozenset(["avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"])
+_LEVEL_4 = _LEVEL_3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
+
+
+@dataclass(frozen=True)
+class Isa:
+    """`lanes`: float32 values a column vector of a kernel holds; `k_group`: k's in one integer dot
+    product.
+    """
+
+    name: str
+    lanes: int
+    k_group: int
+    requires: frozenset[str]  # flags as Linux spells them in /proc/cpuinfo
+    processor: str = (
+        ""  # LLVM's name of the neutral model; empty: the plainest of the host's architecture
+    )
+    attributes: tuple[str, ...] = ()
+
+    def tvm_target(self, cores: int = 1) -> Any:
+        """The `tvm.target.Target` that compiles for it; the number of cores guides nothing but
+        tuning.
+        """
+        options: dict[str, Any] = {"kind": "llvm", "num-cores": cores}
+        if self.processor:
+            options["mcpu"] = self.processor
+        if self.attributes:
+            options["mattr"] = list(self.attributes)
+        return tvm.target.Target(options)
+
+    def runs_on(self, host: "Isa") -> bool:
+        """Whether a machine whose best is `host` can execute code compiled for this."""
+        return self.requires <= host.requires
+
+
+AVX512_VNNI = Isa("avx512_vnni", 16, 4, _LEVEL_4 | {"avx512_vnni"}, "x86-64-v4", ("+avx512vnni",))
+AVX2 = Isa("avx2", 8, 4, _LEVEL_3, "x86-64-v3")
+GENERIC = Isa("generic", 16, 1, frozenset())
+ISAS = (AVX512_VNNI, AVX2, GENERIC)  # best first
+
+
+def isa_named(name: str) -> Isa:
+    """The instruction set of that name; ConfigError with the names there are."""
+    for isa in ISAS:
+        if isa.name == name:
+            return isa
+    known = ", ".join(isa.name for isa in ISAS)
+    raise ConfigError(
+        f"unknown instruction set {name!r} of target cpu; there are: {known}. "
+        "Without one (--target cpu) the best that this machine has is taken."
+    )
+
+
+def host_flags() -> frozenset[str]:
+    """What this machine's processor can do; empty where the system has no /proc/cpuinfo."""
+    listing = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not listing.exists():
+        return frozenset()
+    for line in listing.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def detect() -> Isa:
+    """The best instruction set of this machine."""
+    flags = host_flags()
+    return next(isa for isa in ISAS if isa.requires <= flags)

@@ -1,0 +1,165 @@
+"""The table of the CPU's linears: for a pair of formats and an instruction set, the kernel and the
+operands it takes.
+
+`kernel_for` is the one way in. A pair whose codes are all small integers takes the integer GEMM,
+any other the float GEMM; a format that is None is float32. What a kernel's functions take, in
+order:
+
+    quantize(k, rule)   x -> activation operands              None when activations stay in float
+    gemm(n, k, ...)     activation operands, packed weights[, bias] -> y
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lbcompiler.formats import BlockFormat, Quantized
+from lbcompiler.targets.cpu.decode import divisor
+from lbcompiler.targets.cpu.gemm import Config
+from lbcompiler.targets.cpu.gemm_float import FloatGemm
+from lbcompiler.targets.cpu.gemm_integer import IntegerGemm
+from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.layout import (
+    COLUMNS,
+    Array,
+    pack_codes,
+    pack_dense,
+    pack_scales,
+    padded,
+    plane_shapes,
+    tiles,
+)
+from lbcompiler.targets.cpu.quantize import Quantizer
+
+Spec = tuple[tuple[int, ...], str]  # shape and dtype
+
+
+@dataclass(frozen=True)
+class LinearKernel:
+    """y = epilogue(x @ W^T + bias) for x (M, K), M symbolic, and W (N, K) in `weight` format."""
+
+    weight: BlockFormat | None
+    act: BlockFormat | None
+    isa: Isa
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether block dot products run in integers."""
+        formats = (self.weight, self.act)
+        return all(f is not None and f.element.integer_multiplier is not None for f in formats)
+
+    @property
+    def name(self) -> str:
+        """For the manifest and for symbols."""
+        route = "integer" if self.is_integer else "float"
+        weight = "float32" if self.weight is None else self.weight.name
+        act = "float32" if self.act is None else self.act.name
+        return f"{route}_{weight}_{act}_{self.isa.name}"
+
+    @property
+    def quantizer(self) -> str:
+        """Names what `quantize` makes: kernels of one name share quantized activations."""
+        if self.act is None:
+            return "float32"
+        if not self.is_integer:
+            return f"{self.act.name}_float"
+        gemm = self._integer_gemm
+        return f"{self.act.name}_by{gemm.block}_zero{gemm.zero_point}_over{self._weight_divisor}"
+
+    def quantize(self, k: int, scale_rule: str) -> Any:
+        """PrimFunc(x f32 (M, k), activation operands..); None when activations stay in float.
+
+        ConfigError for a scale rule that has to search.
+        """
+        if self.act is None:
+            return None
+        if not self.is_integer:
+            return Quantizer(self.act).float_operands(k, scale_rule)
+        gemm = self._integer_gemm
+        return Quantizer(self.act).integer_operands(
+            k,
+            scale_rule,
+            block=gemm.block,
+            zero_point=gemm.zero_point,
+            weight_divisor=self._weight_divisor,
+        )
+
+    def quantized_specs(self, k: int) -> list[Spec]:
+        """Of the activation operands, without the leading M: ((Kp,), "int8"), ..."""
+        if self.act is None:
+            return [((k,), "float32")]
+        row_scales: list[Spec] = [((1,), "float32")] if self.act.has_tensor_scale else []
+        if not self.is_integer:
+            return [((k,), "float32"), *row_scales]
+        block = self._integer_gemm.block
+        return [
+            ((padded(k, block),), "int8"),
+            ((self.act.blocks(k),), "float32"),
+            ((-(-k // block),), "int32"),
+            *row_scales,
+        ]
+
+    def gemm(
+        self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: Config | None = None
+    ) -> Any:
+        """PrimFunc(activation operands.., packed weights..[, bias f32 (n,)], y f32 (M, n))."""
+        return self._gemm.build(n, k, bias=bias, epilogue=epilogue, config=config)
+
+    def default_config(self, n: int, k: int) -> Config:
+        """The tiles that `gemm` takes without a config."""
+        return self._gemm.config(n, k)
+
+    def packed_specs(self, n: int, k: int) -> list[Spec]:
+        """Of what `pack` returns for W (n, k), known without it."""
+        if self.weight is None:
+            return [((tiles(n), k, COLUMNS), "float32")]
+        fmt = self.weight
+        planes = plane_shapes(n, padded(k, fmt.block), fmt.element.bits, self._group)
+        specs: list[Spec] = [(shape, "uint8") for shape in planes]
+        specs.append(((tiles(n), fmt.blocks(k), COLUMNS), "uint8"))
+        return [*specs, ((1,), "float32")] if fmt.has_tensor_scale else specs
+
+    def pack(self, weight: Quantized | Array) -> tuple[Array, ...]:
+        """W quantized (float32 where the format is None) as the GEMM reads it: planes, scales[,
+        tensor scale].
+        """
+        if not isinstance(weight, Quantized):
+            return (pack_dense(weight),)
+        if self.weight is None:
+            raise ValueError(f"{self.name} takes float weights")
+        planes = pack_codes(weight.codes, self.weight.element, self.weight.block, self._group)
+        packed = (*planes, pack_scales(weight.scales))
+        if weight.tensor_scale is None:
+            return packed
+        return (*packed, np.asarray(weight.tensor_scale, np.float32).reshape(1))
+
+    @property
+    def _group(self) -> int:
+        return self.isa.k_group if self.is_integer else 1
+
+    @property
+    def _weight_divisor(self) -> int:
+        return 1 if self.weight is None else divisor(self.weight.element)
+
+    @property
+    def _integer_gemm(self) -> IntegerGemm:
+        if self.weight is None or self.act is None:
+            raise ValueError(f"{self.name} is no integer kernel")
+        return IntegerGemm(self.isa, self.weight, self.act)
+
+    @property
+    def _gemm(self) -> IntegerGemm | FloatGemm:
+        return self._integer_gemm if self.is_integer else FloatGemm(self.isa, self.weight, self.act)
+
+
+def kernel_for(
+    weight_format: BlockFormat | None, act_format: BlockFormat | None, isa: Isa
+) -> LinearKernel:
+    """The kernel of a linear; there is one for every pair. None means float32.
+
+    Quantized activations against float weights have no kernel: ValueError.
+    """
+    if weight_format is None and act_format is not None:
+        raise ValueError(f"no kernel has {act_format.name} activations and float weights")
+    return LinearKernel(weight_format, act_format, isa)

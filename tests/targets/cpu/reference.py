@@ -1,0 +1,133 @@
+"""What the CPU kernels must compute, in numpy and bit for bit: FMA emulated exactly, blocks in
+ascending order.
+"""
+
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from lbcompiler.formats import BlockFormat, Quantized, decode_scales
+from lbcompiler.targets.cpu.isa import ISAS, Isa, detect
+from lbcompiler.targets.cpu.kernels import LinearKernel
+from lbcompiler.targets.cpu.layout import padded
+
+Array = NDArray[Any]
+HERE = [isa for isa in ISAS if isa.runs_on(detect())]
+
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in float32, rounded once.
+
+    The product is exact in float64. The sum is rounded to odd there: where it is inexact (TwoSum
+    tells) the last bit is set, so that the second rounding, to float32, sees on which side of a tie
+    the true sum lies.
+    """
+    with np.errstate(all="ignore"):
+        product, addend = a.astype(np.float64) * b, np.asarray(c, np.float64)
+        total = product + addend
+        back = total - product
+        error = (product - (total - back)) + (addend - back)
+        bits = total.view(np.int64)
+        towards = np.where((error > 0) == (total > 0), 1, -1)
+        is_even_and_inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
+        odd = np.where(is_even_and_inexact, bits + towards, bits).view(np.float64)
+        return odd.astype(np.float32)
+
+
+def integers(q: Quantized, fmt: BlockFormat, k: int) -> Array:
+    """Codes as int64 multiples of the element's step, padded with zeros to k."""
+    values = fmt.element.decode(q.codes) * np.float32(fmt.element.integer_multiplier or 1)
+    return np.pad(values, ((0, 0), (0, k - values.shape[1]))).astype(np.int64)
+
+
+def exact_values(q: Quantized, fmt: BlockFormat) -> Array:
+    """code * scale, without the tensor scale."""
+    return fmt.dequantize(Quantized(q.codes, q.scales))
+
+
+def integer_sums(x: Quantized, act: BlockFormat, w: Quantized, weight: BlockFormat) -> Array:
+    """acc = fma(block dot product, weight scale * activation scale, acc), blocks ascending."""
+    k, block = x.codes.shape[1], min(act.block, weight.block)
+    kp = padded(k, block)
+    xi, wi = integers(x, act, kp), integers(w, weight, kp)
+    multipliers = (act.element.integer_multiplier or 1) * (weight.element.integer_multiplier or 1)
+    with np.errstate(all="ignore"):
+        x_scales = decode_scales(x.scales, act.scale) * np.float32(1 / multipliers)
+        w_scales = decode_scales(w.scales, weight.scale)
+        total = np.zeros((len(xi), len(wi)), np.float32)
+        for start in range(0, kp, block):
+            part = slice(start, start + block)
+            dot = (xi[:, part] @ wi[:, part].T).astype(np.float32)
+            scale = np.outer(x_scales[:, start // act.block], w_scales[:, start // weight.block])
+            total = fma(dot, scale, total)
+    return total
+
+
+def float_sums(x: Array, w: Array) -> Array:
+    """acc = fma(x, w, acc), k ascending."""
+    total = np.zeros((len(x), len(w)), np.float32)
+    for k in range(x.shape[1]):
+        total = fma(np.repeat(x[:, k : k + 1], len(w), 1), w[:, k][None], total)
+    return total
+
+
+def linear(
+    kernel: LinearKernel, x: Array, w: Quantized | Array, rule: str = "", bias: Array | None = None
+) -> Array:
+    """x f32 (M, K), w (N, K) quantized (or f32) -> y f32 (M, N) before the activation."""
+    tensor_scale: Array | None = None
+    q = None if kernel.act is None else kernel.act.quantize(x, rule or None, per_row=True)
+    if kernel.is_integer:
+        total = integer_sums(q, kernel.act, w, kernel.weight)
+    else:
+        xv = x if q is None else exact_values(q, kernel.act)
+        wv = exact_values(w, kernel.weight) if isinstance(w, Quantized) else w
+        total = float_sums(xv, wv)
+    if q is not None and q.tensor_scale is not None:
+        tensor_scale = q.tensor_scale
+    if isinstance(w, Quantized) and w.tensor_scale is not None:
+        g = np.asarray(w.tensor_scale, np.float32).reshape(1, 1)
+        tensor_scale = g if tensor_scale is None else tensor_scale * g
+    return affine(total, tensor_scale, bias)
+
+
+def affine(total: Array, scale: Array | None, bias: Array | None) -> Array:
+    """total * scale + bias, one rounding."""
+    with np.errstate(all="ignore"):
+        if scale is None:
+            return total if bias is None else total + bias
+        spread = np.broadcast_to(scale, total.shape)
+        return total * spread if bias is None else fma(total, spread, bias[None])
+
+
+def compiled(isa: Isa, **functions: Any) -> Any:
+    """A module of the functions by name."""
+    named = {
+        name: func.with_attr("global_symbol", name)
+        for name, func in functions.items()
+        if func is not None
+    }
+    return tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
+
+
+def call(function: Any, inputs: list[Array], *outputs: tuple[tuple[int, ...], str]) -> list[Array]:
+    """The outputs of a compiled PrimFunc, which start as garbage."""
+    held = [tvm.runtime.tensor(np.full(shape, 77, dtype)) for shape, dtype in outputs]
+    function(*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs], *held)
+    return [tensor.numpy() for tensor in held]
+
+
+def run(
+    kernel: LinearKernel, module: Any, x: Array, w: Quantized | Array, bias: Array | None = None
+) -> Array:
+    """quantize and gemm of a module, one after the other: y f32 (M, N)."""
+    m, k = x.shape
+    operands = [x]
+    if kernel.act is not None:
+        specs = [((m, *shape), dtype) for shape, dtype in kernel.quantized_specs(k)]
+        operands = call(module["quantize"], [x], *specs)
+    n = len(w.codes if isinstance(w, Quantized) else w)
+    packed = [*operands, *kernel.pack(w), *([] if bias is None else [bias])]
+    return call(module["gemm"], packed, ((m, n), "float32"))[0]
