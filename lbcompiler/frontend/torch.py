@@ -11,10 +11,11 @@ is refused.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from tvm import relax
+from tvm import relax, tirx
 
 from lbcompiler.errors import ModelError
 from lbcompiler.frontend import (
@@ -73,14 +74,16 @@ def import_torch(program: Any, input_shapes: Mapping[str, Requested] | None = No
     walk = Walk(build, CONVERTERS)
     for node, constant in _stored(program):
         walk.values[node] = constant
-    parameters = []
+    parameters, placeholders = [], []
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in fakes:
             type_ = relax.TensorType(input_extents[node.name], dtype_name(fakes[node.name].dtype))
-            walk.values[node] = relax.Var(node.name, type_)
-            parameters.append(walk.values[node])
+            parameters.append(relax.Var(node.name, type_))
+            placeholders.append(node)
     with build.bb.function("main", parameters):
         with build.bb.dataflow():
+            for node, parameter in zip(placeholders, parameters, strict=True):
+                walk.values[node] = build.conform(parameter, fakes[node.name])
             walk.run(live_nodes(program.graph))
             results = [walk.expression(walk.values[node]) for node in _outputs(program)]
             results = [build.emit(result) for result in results]
@@ -106,16 +109,15 @@ def functional_program(program: Any) -> Any:
             f"A torch model is imported from a torch.export.ExportedProgram or the path of a .pt2, "
             f"not from {type(program).__name__}: call torch.export.export(model.eval(), inputs)."
         )
-    table = torch.export.default_decompositions()
     chosen: dict[Any, Any] = {}
-    program._guards_code = []  # conditions on inputs, as source text that torch would run
     for _ in range(8):  # a decomposition may use another operator without a converter
         unknown = {node.target for node in _calls(program) if not _is_known(node)}
+        table = torch.export.default_decompositions() if unknown - set(chosen) else {}
         fresh = {target: table[target] for target in unknown if target in table}
-        mutating = any(node.target._schema.is_mutable for node in _calls(program))
-        if not mutating and not set(fresh) - set(chosen):
+        if not fresh and not _is_mutating(program):
             break
         chosen |= fresh
+        program._guards_code = []  # conditions on inputs, as source text that torch would run
         program = program.run_decompositions(chosen)
     for node in _calls(program):
         if not _is_known(node):
@@ -140,14 +142,19 @@ def _calls(program: Any) -> list[Any]:
     return [node for node in found if node not in set(numbers_and_items)]
 
 
+def _is_mutating(program: Any) -> bool:
+    """Whether any operator works in place: it need not be live, for what it changed may be."""
+    return any(
+        getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable
+        for module in program.graph_module.modules()
+        if hasattr(module, "graph")
+        for node in module.graph.nodes
+    )
+
+
 def _is_known(node: Any) -> bool:
     name = operator_name(node)
-    return name in CONVERTERS or name.split(".")[0] in CONVERTERS or _makes_constant(node)
-
-
-def _makes_constant(node: Any) -> bool:
-    """Whether torch can compute the node ahead, for all it is made from is stored."""
-    return False
+    return name in CONVERTERS or name.split(".")[0] in CONVERTERS
 
 
 def _check_stateless(program: Any) -> None:
@@ -228,8 +235,15 @@ def _output_names(program: Any) -> list[str]:
 
 
 def _port(name: str, x: Any) -> Port:
-    shape = tuple(int(d) if d.__class__.__name__ == "IntImm" else str(d) for d in x.ty.shape.values)
+    shape = tuple(_dimension(extent) for extent in x.ty.shape.values)
     return Port(name, str(x.ty.dtype.dtype), shape)
+
+
+def _dimension(extent: Any) -> int | str:
+    """An int, a dimension's name, or an expression of those such as `length // 2 + 1`."""
+    if isinstance(extent, tirx.IntImm):
+        return int(extent)
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(extent))
 
 
 def _used(module: Any, build: Build) -> dict[str, Any]:

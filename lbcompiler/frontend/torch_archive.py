@@ -79,7 +79,7 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
         raise ValueError("its members are ambiguous")
     if "archive_format" not in members or archive.read(f"{root}archive_format") != b"pt2":
         raise ModelError(
-            f"{path} is no torch.export program (a zip archive without the mark of a .pt2): "
+            f"{path} is no torch.export program, or is truncated (it lacks the mark of a .pt2): "
             "save the model with torch.export.save. TorchScript files and checkpoints of "
             "torch.save hold no graph that can be compiled."
         )

@@ -81,7 +81,8 @@ class Build:
     def scalar(self, value: Any, dtype: str) -> Expr:
         """A Python number or a symbolic size as a tensor that broadcasts."""
         if not isinstance(value, int | float):
-            return self.cast(self.emit(relax.op.arange(value, value + 1, 1, "int64")), dtype)
+            counter = self.emit(relax.op.arange(value, value + 1, 1, "int64"))
+            return self.cast(self.reshape(counter, []), dtype)
         if dtype == "float32" and np.isfinite(value):  # float64's smallest number fills masks
             value = np.clip(value, -LARGEST, LARGEST)
         return relax.const(np.array(value, dtype), dtype)
@@ -94,7 +95,9 @@ class Build:
         """The constant as an expression: held by the IR, or a call of `lbc.weight`."""
         if constant.is_held:
             if constant.name not in self._emitted:
-                self._emitted[constant.name] = relax.const(constant.array(), constant.dtype)
+                held = relax.const(constant.array(), constant.dtype)
+                self._emitted[constant.name] = held
+                self._constants[held] = constant
             return self._emitted[constant.name]
         return self.weight(constant)
 
@@ -109,8 +112,8 @@ class Build:
         return call
 
     def constant_of(self, x: Expr) -> Constant | None:
-        """The constant in the weight table that an expression stands for."""
-        return self._constants.get(x) if isinstance(x, relax.Var) else None
+        """The constant that an expression stands for."""
+        return self._constants.get(x)
 
     def module(self) -> tuple[str, str]:
         """(path, class) of the innermost torch module the node was called in."""

@@ -128,43 +128,75 @@ def adaptive_pool(count: int, *, is_average: bool) -> Converter:
     return convert
 
 
-def _adapted(b: Build, x: Expr, outputs: list[int], is_average: bool) -> Expr:
+def _adapted(b: Build, x: Expr, outputs: Sequence[Extent], is_average: bool) -> Expr:
+    single = [axis + 2 for axis, m in enumerate(outputs) if isinstance(m, int) and m == 1]
+    if single:
+        x = b.emit((op.mean if is_average else op.max)(x, single, True))
     extents = b.shape(x)[2:]
-    if outputs == [1, 1]:
-        return (op.mean if is_average else op.max)(x, [2, 3], True)
-    if all(isinstance(n, int) and n % m == 0 for n, m in zip(extents, outputs, strict=True)):
-        kernel = [n // m for n, m in zip(extents, outputs, strict=True)]
+    kernel = [_divided(b, n, m) for n, m in zip(extents, outputs, strict=True)]
+    if kernel == [1, 1]:
+        return x
+    if all(kernel):
         return (op.nn.avg_pool2d if is_average else op.nn.max_pool2d)(x, kernel, kernel)
-    if is_average:
-        return op.nn.adaptive_avg_pool2d(x, outputs)
-    raise ModelError("an adaptive max pool is supported where its size divides the image")
+    if is_average and all(isinstance(n, int) for n in [*extents, *outputs]):
+        return op.nn.adaptive_avg_pool2d(x, list(outputs))
+    raise ModelError(f"a pool to {outputs} is supported where that divides the image: {extents}")
 
 
-def resize(method: str, count: int, *, has_corners: bool) -> Converter:
-    """interpolate: (size[, align_corners], scale factors); the fake tensor has the size, too."""
+def _divided(b: Build, extent: Extent, outputs: Extent) -> int:
+    """The whole number extent / outputs, or 0."""
+    if b.shapes.same(extent, outputs):
+        return 1
+    return _whole(b, extent, outputs)
 
-    def convert(b: Build, x: Expr, size: Any, *arguments: Any) -> Expr:
-        corners = bool(arguments[0]) if has_corners else False
-        scales = [s for s in _flat(arguments[has_corners:]) if s is not None]
+
+def nearest(count: int) -> Converter:
+    """interpolate(mode="nearest"): (size, scale factors); the fake tensor has the size, too."""
+
+    def convert(b: Build, x: Expr, _: Any, *arguments: Any) -> Expr:
+        scales = [s for s in _flat(arguments) if s is not None] or [None] * count
         shape = b.out_shape
         x = _as_image(b, x, count)
         target = [1] * (2 - count) + shape[-count:]
-        if size is None:
-            _check_scales(b, b.shape(x)[4 - count :], shape[-count:], scales)
         factors = [_whole(b, m, n) for m, n in zip(target, b.shape(x)[2:], strict=True)]
-        if method == "nearest_neighbor" and all(factors):
+        if all(factors):
             return b.reshape(_repeated(b, x, factors), shape)
-        mode = "half_pixel"
-        if method == "nearest_neighbor":
-            mode = "asymmetric"
-        elif corners:
-            mode = "align_corners"
+        for axis, extent, scale in zip(range(4 - count, 4), target[-count:], scales, strict=True):
+            x = b.emit(op.take(x, _sources(b, b.shape(x)[axis], extent, scale), axis, "clip"))
+        return b.reshape(x, shape)
+
+    return convert
+
+
+def _sources(b: Build, extent: Extent, target: Extent, scale: Any) -> Expr:
+    """floor(i * extent / target), in float32 as torch computes it, or with 1 / scale if stated."""
+    if isinstance(extent, int) and isinstance(target, int):
+        ratio = np.float32(extent / target if scale is None else 1 / scale)
+        found = np.floor(np.arange(target, dtype=np.float32) * ratio).astype(np.int64)
+        return relax.const(np.minimum(found, extent - 1), "int64")
+    if scale is None:
+        size, total = b.scalar(extent, "float32"), b.scalar(target, "float32")
+        ratio = b.emit(op.divide(size, total))
+    else:
+        ratio = b.scalar(1 / scale, "float32")
+    position = b.emit(op.multiply(b.cast(b.iota(target), "float32"), ratio))
+    return b.cast(b.emit(op.floor(position)), "int64")
+
+
+def smooth(method: str, count: int) -> Converter:
+    """interpolate(mode="bilinear"), ...: (size, align_corners, scale factors)."""
+
+    def convert(b: Build, x: Expr, size: Any, corners: bool, *arguments: Any) -> Expr:
+        scales = [s for s in _flat(arguments) if s is not None]
+        shape = b.out_shape
+        x = _as_image(b, x, count)
+        if size is None or scales:
+            _check_scales(b, b.shape(x)[4 - count :], shape[-count:], scales)
         y = op.image.resize2d(
             x,
-            target,
+            [1] * (2 - count) + shape[-count:],
             method=method,
-            coordinate_transformation_mode=mode,
-            rounding_method="floor" if method == "nearest_neighbor" else "",
+            coordinate_transformation_mode="align_corners" if corners else "half_pixel",
             cubic_alpha=-0.75,
         )
         return b.reshape(b.emit(y), shape)
@@ -251,9 +283,9 @@ CONVERTERS: dict[str, Converter] = {
     "reflection_pad2d": edge_pad("reflect"),
     "replication_pad1d": edge_pad("replicate"),
     "replication_pad2d": edge_pad("replicate"),
-    "upsample_bicubic2d": resize("cubic", 2, has_corners=True),
-    "upsample_bilinear2d": resize("linear", 2, has_corners=True),
-    "upsample_linear1d": resize("linear", 1, has_corners=True),
-    "upsample_nearest1d": resize("nearest_neighbor", 1, has_corners=False),
-    "upsample_nearest2d": resize("nearest_neighbor", 2, has_corners=False),
+    "upsample_bicubic2d": smooth("cubic", 2),
+    "upsample_bilinear2d": smooth("linear", 2),
+    "upsample_linear1d": smooth("linear", 1),
+    "upsample_nearest1d": nearest(1),
+    "upsample_nearest2d": nearest(2),
 }

@@ -203,8 +203,12 @@ def batch_norm(
     *_: Any,
 ) -> Expr:
     if training or mean is None:
-        raise ModelError("batch norm in training mode: call model.eval() before the export")
+        return batch_norm_in_training(b)
     return _normalized(b, x, weight, bias, mean, var, eps)
+
+
+def batch_norm_in_training(*_: Any) -> Expr:
+    raise ModelError("batch norm in training mode: call model.eval() before the export")
 
 
 def batch_norm_inference(
@@ -231,6 +235,7 @@ def instance_norm(
 
 CONVERTERS: dict[str, Converter] = {
     "_log_softmax": log_softmax,
+    "_native_batch_norm_legit_functional": batch_norm_in_training,
     "_native_batch_norm_legit_no_training": batch_norm_inference,
     "_softmax": softmax,
     "all": truth(op.min),

@@ -176,6 +176,8 @@ def bind_inputs(
     shapes: dict[str, list[Extent]] = {name: [] for name in fakes}
     for name, axis, extent, _ in sites:
         shapes[name].append(binder.extents.get((name, axis), binder.shapes.extent(extent)))
+    order = [str(extent) for shape in shapes.values() for extent in shape]
+    binder.shapes.dims.sort(key=lambda dim: order.index(dim.name))
     return binder.shapes, shapes
 
 
