@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats.block_format import BlockFormat, Quantized
-from lbcompiler.formats.elements import Floats
 from lbcompiler.formats.mxfp4 import MXFP4
 from lbcompiler.formats.mxfp6 import MXFP6
 from lbcompiler.formats.mxfp8 import MXFP8
@@ -46,7 +45,7 @@ def to_compressed_tensors(q: Quantized, fmt: BlockFormat) -> dict[str, Array]:
     if q.tensor_scale is None:
         return packed
     packed["weight_scale"] = q.scales.view(ml_dtypes.float8_e4m3fn)
-    return {**packed, "weight_global_scale": _reciprocal(q.tensor_scale.reshape(1))}
+    return {**packed, "weight_global_scale": np.float32(1) / q.tensor_scale.reshape(1)}
 
 
 def from_compressed_tensors(tensors: Mapping[str, Array], fmt: BlockFormat) -> Quantized:
@@ -61,6 +60,8 @@ def from_compressed_tensors(tensors: Mapping[str, Array], fmt: BlockFormat) -> Q
     if not fmt.has_tensor_scale:
         return Quantized(codes, scales.view(np.uint8))
     (divisor,) = _take(tensors, "weight_global_scale")
+    if not (np.isfinite(divisor).all() and (np.asarray(divisor) > 0).all()):
+        raise ConfigError(f"weight_global_scale divides the scales, so it cannot be {divisor}.")
     g = (np.float32(1) / np.asarray(divisor, np.float32)).reshape(())
     return Quantized(codes, scales.view(np.uint8), g)
 
@@ -85,15 +86,6 @@ def from_modelopt(tensors: Mapping[str, Array]) -> Quantized:
     packed, scales, g = _take(tensors, "weight", "weight_scale", "weight_scale_2")
     codes = unpack_codes(packed, NVFP4.element.bits, packed.shape[-1] * 2)
     return Quantized(codes, scales.view(np.uint8), np.asarray(g, np.float32).reshape(()))
-
-
-def _reciprocal(g: Floats) -> Floats:
-    """The float32 whose reciprocal is g; where there is none, the nearest to 1 / g."""
-    nearest = np.float32(1) / g
-    for candidate in (nearest, np.nextafter(nearest, 0), np.nextafter(nearest, np.inf)):
-        if (np.float32(1) / candidate == g).all():
-            return np.asarray(candidate, np.float32)
-    return np.asarray(nearest, np.float32)
 
 
 def _refuse_others(fmt: BlockFormat, known: Collection[BlockFormat]) -> None:

@@ -69,9 +69,8 @@ def _float_noise(fmt: BlockFormat, kappa: float, spread: float, exact: float) ->
     energy = 1 - _energy_below(normal) - exact * kappa**2
     subnormals = _mass_below(normal) - _mass_below(dead)
     relative = 4.0**-element.mantissa_bits / 24
-    return (
-        relative * energy + (unit * element.smallest) ** 2 / 12 * subnormals + _energy_below(dead)
-    )
+    uniform = (unit * element.smallest) ** 2 / 12
+    return relative * energy + uniform * subnormals + _energy_below(dead)
 
 
 def _mass_below(t: float) -> float:

@@ -166,3 +166,11 @@ def test_scales_may_be_read_as_plain_bytes() -> None:
     assert tensors["weight_scale"].dtype == ml_dtypes.float8_e4m3fn
     tensors["weight_scale"] = tensors["weight_scale"].view(np.uint8)
     assert_same_bytes(from_modelopt(tensors), q)
+
+
+@pytest.mark.parametrize("divisor", [0.0, np.inf, np.nan, -1.0])
+def test_a_divisor_that_cannot_divide_is_refused(divisor: float) -> None:
+    tensors = to_compressed_tensors(NVFP4.quantize(weight()), NVFP4)
+    tensors["weight_global_scale"] = np.float32([divisor])
+    with pytest.raises(ConfigError, match="weight_global_scale divides"):
+        from_compressed_tensors(tensors, NVFP4)
