@@ -4,8 +4,6 @@ Nothing heavy is imported before a verb needs it: `lbc --help` and `lbc formats`
 ONNX.
 """
 
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +13,8 @@ import typer
 from lbcompiler import cli_options as options
 from lbcompiler import cli_reports as reports
 from lbcompiler import cli_show as show
-from lbcompiler.cli_errors import TERMINATED, USER, Verb
+from lbcompiler.cli_errors import USER, Verb
+from lbcompiler.cli_signals import end_on_signals
 
 
 def _examples(*commands: str) -> str:
@@ -35,13 +34,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_signals()
     app()
-
-
-def _terminated(_number: int, _frame: object) -> None:
-    """Unwind, so that what is half-written is removed."""
-    sys.exit(TERMINATED)
 
 
 def _print_version(asked: bool) -> None:

@@ -50,6 +50,41 @@ def test_an_interruption_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+STUCK = """
+import hashlib, sys, tempfile
+from pathlib import Path
+import lbcompiler
+from lbcompiler import cli, cli_signals, files
+
+def compile(model, *, output, **_):
+    with files.unfinished(Path(tempfile.mkdtemp(prefix=".out.", dir="."))) as folder:
+        (folder / "half").write_text("written")
+        print("started", file=sys.stderr, flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # one call of C, deaf for minutes
+
+cli_signals.GRACE_S = 0.2
+lbcompiler.__dict__["compile"] = compile
+sys.argv = ["lbc", "compile", "m.onnx", "-o", "out.lbc"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_ends_even_what_is_deaf(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "started\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert errors == ("error: interrupted\n" if number == signal.SIGINT else "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_closed_pipe_is_left_in_silence() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "lbcompiler", "formats", "--json"],

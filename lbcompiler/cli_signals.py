@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM end `lbc` soon, whatever it is doing.
+
+Python runs its signal handlers between two of its own instructions, and a compiler may stay for
+minutes in one call of C++. So a thread is woken by the signal itself; when the main thread has not
+unwound after a while, it removes what is half-written and ends the process.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from lbcompiler.cli_errors import INTERRUPTED, TERMINATED
+from lbcompiler.files import remove_unfinished
+
+GRACE_S = 3.0  # to unwind: enough to remove gigabytes
+CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+def end_on_signals() -> None:
+    """To be called once, by the main thread of a process that is `lbc` and nothing else."""
+    signal.signal(signal.SIGTERM, _terminated)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_grace, args=(reader,), daemon=True).start()
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    """Unwind, as Python does by itself on Ctrl-C."""
+    sys.exit(TERMINATED)
+
+
+def _end_after_grace(reader: int) -> None:
+    code = None
+    while code is None:
+        code = CODES.get(signal.Signals(os.read(reader, 1)[0]))
+    time.sleep(GRACE_S)
+    remove_unfinished()
+    if code == INTERRUPTED:
+        os.write(2, b"error: interrupted\n")
+    os._exit(code)
