@@ -33,6 +33,7 @@ Expr = Any  # tvm.relax.Expr; TVM ships no type stubs
 Type = Any
 Infer = Callable[[Any, Any], Any]
 
+ANALYZER = tvm.sym.Analyzer()
 FLOAT = "float32"  # the weight format of a linear that is not quantized
 EPILOGUES = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish")
 
@@ -74,9 +75,9 @@ def _infer_dense(call: Any, _: Any) -> Type:
 
 
 def spatial(extent: Any, kernel: int, stride: int, pads: int, dilation: int) -> Any:
-    """Output extent of a convolution along one axis, `pads` in total."""
+    """Output extent of a convolution along one axis, `pads` in total, in its simplest form."""
     span = extent + (pads - dilation * (kernel - 1) - 1)
-    return span // stride + 1 if stride > 1 else span + 1
+    return ANALYZER.simplify(tvm.tirx.floordiv(span, tvm.tirx.const(stride, "int64")) + 1)
 
 
 def _windows(x: Any, kernel: Sequence[int], attrs: Any) -> tuple[Any, Any]:
