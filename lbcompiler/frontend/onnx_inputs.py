@@ -16,6 +16,7 @@ from lbcompiler.frontend.onnx_weights import element_type
 from lbcompiler.frontend.shapes import Size
 from lbcompiler.ir.model import Dim, Port
 
+OPEN = "?"  # a dimension that stays as the file has it
 InputShapes = Mapping[str, Sequence[int | str | Dim]]
 
 
@@ -81,7 +82,11 @@ class InputReader:
                 f"{len(given)} were given."
             )
         for axis, (dim, say) in enumerate(zip(dims, given, strict=True)):
+            if say == OPEN:
+                continue
             say = Dim(say) if isinstance(say, str) else say
+            if isinstance(say, Dim) and not say.name and isinstance(dim, str):
+                say = replace(say, name=dim)
             if isinstance(dim, int):
                 if not (
                     say == dim
