@@ -87,8 +87,9 @@ class _Lowering:
             m = rows.ty.shape.values[0]
             specs = kernel.quantized_specs(k)
             types = [relax.TensorType([m, *shape], dtype) for shape, dtype in specs]
-            out = scope.emit(relax.call_tir(built, [rows], types))
-            parts = [scope.emit(relax.TupleGetItem(out, i)) for i in range(len(types))]
+            out = scope.emit(relax.call_tir(built, [rows], types if len(types) > 1 else types[0]))
+            items = [relax.TupleGetItem(out, i) for i in range(len(types))]
+            parts = [scope.emit(item) for item in items] if len(types) > 1 else [out]
             self.quantized[(*key, x)] = parts
         return self.quantized[(*key, x)]
 
