@@ -8,18 +8,56 @@ as much to compile as one of two.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, s_tir, tirx
+from tvm.tirx import compilation_pipeline
 
 from lbcompiler.ir.model import Dim
-from lbcompiler.targets.cpu.legalize import LEGALIZATIONS
+from lbcompiler.targets.cpu.legalize import KEPT, LEGALIZATIONS
 from lbcompiler.targets.cpu.schedule import schedule_module
 
-_CONFIG = {
-    "tirx.disable_cse_tir": True,  # LLVM does it, and faster
-}
+# TVM's default for schedulable functions without what serves GPUs, without its common subexpression
+# elimination (LLVM does it, and faster), and without CompactBufferAllocation, which fails on the
+# bounds of a scratch buffer of symbolic shape and has nothing to gain in loops that were written
+# with buffers of the right size.
+_TIR_PASSES = (
+    s_tir.transform.CanonicalizeLoop,
+    s_tir.transform.LowerInitBlock,
+    s_tir.transform.PlanAndUpdateBufferAllocationLocation,
+    s_tir.transform.ConvertBlocksToOpaque,
+    s_tir.transform.LowerMatchBuffer,
+    s_tir.transform.StmtSimplify,
+    s_tir.transform.LowerOpaqueBlock,
+    tirx.transform.FlattenBuffer,
+    tirx.transform.BF16ComputeLegalize,
+    partial(tirx.transform.NarrowDataType, 32),
+    s_tir.transform.LoopPartition,
+    tirx.transform.VectorizeLoop,
+    tirx.transform.StorageRewrite,
+    tirx.transform.UnrollLoop,
+    s_tir.transform.RenormalizeSplitPattern,
+    tirx.transform.StmtSimplify,
+    tirx.transform.RemoveNoOp,
+    s_tir.transform.RewriteUnsafeSelect,
+    tirx.transform.VerifyMemory,
+    tirx.transform.AnnotateEntryFunc,
+    tirx.transform.SplitHostDevice,
+    tirx.transform.MakePackedAPI,
+    tirx.transform.BF16StorageLegalize,
+)
+
+
+_TIR_PIPELINE = "lbcompiler.cpu"
+
+
+def _tir_pipeline() -> tuple[Any, Any, Any]:
+    """The passes, and what TVM asks for beside them: those that finish host and device code."""
+    passes = tvm.transform.Sequential([make() for make in _TIR_PASSES])
+    _, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
+    return passes, host, device
 
 
 def _bound_dimensions(module: Any, dims: Sequence[Dim]) -> Any:
@@ -37,7 +75,7 @@ def _bound_dimensions(module: Any, dims: Sequence[Dim]) -> Any:
 def lower_to_kernels(module: Any, isa_target: Any) -> Any:
     """Relax ops -> calls of fused PrimFuncs, not yet scheduled; equal functions are one."""
     passes = [
-        relax.transform.LegalizeOps(LEGALIZATIONS),
+        relax.transform.LegalizeOps(LEGALIZATIONS, skip_ops=list(KEPT)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
@@ -56,8 +94,9 @@ def build(module: Any, isa_target: Any, dims: Sequence[Dim] = ()) -> Any:
     symbolic variables of the same names) and their bounds. Returns the executable of the virtual
     machine.
     """
+    compilation_pipeline.register_tir_pipeline(_TIR_PIPELINE, _tir_pipeline)
     module = _bound_dimensions(module, dims)
-    with tvm.transform.PassContext(opt_level=3, config=_CONFIG):
+    with tvm.transform.PassContext(opt_level=3):
         module = schedule_module(lower_to_kernels(module, isa_target), isa_target)
         passes = [
             relax.transform.ToNonDataflow(),
@@ -73,4 +112,6 @@ def build(module: Any, isa_target: Any, dims: Sequence[Dim] = ()) -> Any:
         ]
         with isa_target:
             module = tvm.transform.Sequential(passes)(module)
-            return tvm.compile(module, target=isa_target, relax_pipeline=None)
+            return tvm.compile(
+                module, target=isa_target, relax_pipeline=None, tir_pipeline=_TIR_PIPELINE
+            )

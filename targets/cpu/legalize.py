@@ -1,6 +1,359 @@
-"""How ops become PrimFuncs where TVM's way is wrong for symbolic shapes, or slow."""
+"""How ops become PrimFuncs where TVM's way is wrong for symbolic shapes, or slow.
 
-from collections.abc import Callable
+A windowed op keeps its windows as axes of their own (six dimensions of an im2col, five of a grouped
+convolution) and is reshaped afterwards, which costs nothing: an index made of divisions and
+remainders would neither vectorize nor be understood.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
-LEGALIZATIONS: dict[str, Callable[[Any, Any], Any]] = {}
+import tvm
+from tvm import relax, sym, te, tirx, topi
+
+from lbcompiler.ir.ops import spatial
+from lbcompiler.targets.cpu.schedule.expressions import Expr
+
+Builder = Any  # relax.BlockBuilder
+Legalization = Callable[[Builder, Any], Any]
+
+
+def _integers(values: Any) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _four(padding: Sequence[int]) -> list[int]:
+    """top, left, bottom, right of one, two or four numbers."""
+    return list(padding) * (4 // len(padding))
+
+
+def _view(builder: Builder, call: Any) -> Any:
+    """Any op that only changes the shape -> a reshape, which runs no code."""
+    return relax.op.reshape(call.args[0], call.ty.shape)
+
+
+def _simple(extent: Expr) -> Expr:
+    return sym.Analyzer().simplify(extent)
+
+
+def _inside(index: Expr, extent: Expr) -> Expr:
+    return tirx.all(index >= 0, index < extent)
+
+
+def _padded(x: Any, pads: Sequence[int]) -> Any:
+    """NCHW with zeros around; the same tensor where there are none."""
+    top, left, bottom, right = pads
+    if not any(pads):
+        return x
+    n, c, height, width = x.shape
+
+    def value(i: Expr, j: Expr, y: Expr, z: Expr) -> Expr:
+        within = []
+        if top or bottom:
+            within.append(_inside(y - top, height))
+        if left or right:
+            within.append(_inside(z - left, width))
+        zero = tirx.const(0, x.dtype)
+        return tirx.if_then_else(tirx.all(*within), x[i, j, y - top, z - left], zero)
+
+    shape = (n, c, _simple(height + (top + bottom)), _simple(width + (left + right)))
+    return te.compute(shape, value, name="padded")
+
+
+def _window_counts(
+    x: Any, kernel: Sequence[Any], strides: Sequence[int], dilation: Sequence[int]
+) -> list[Expr]:
+    """How often the window fits into a padded NCHW tensor, down and across."""
+    return [
+        _simple(spatial(extent, int(k), stride, 0, step))
+        for extent, k, stride, step in zip(x.shape[2:], kernel, strides, dilation, strict=True)
+    ]
+
+
+def _im2col(builder: Builder, call: Any) -> Any:
+    """(N, C, H, W) -> (N, OH, OW, kh, kw, C) -> (N, OH, OW, kh*kw*C)."""
+    kernel, strides, dilation, pads = (
+        _integers(call.attrs[name]) for name in ("kernel", "strides", "dilation", "padding")
+    )
+
+    def windows(x: Any) -> Any:
+        x = _padded(x, pads)
+        sizes = _window_counts(x, kernel, strides, dilation)
+
+        def value(i: Expr, oh: Expr, ow: Expr, ky: Expr, kx: Expr, c: Expr) -> Expr:
+            y, z = (
+                o * stride + k * step
+                for o, stride, k, step in zip((oh, ow), strides, (ky, kx), dilation, strict=True)
+            )
+            return x[i, c, y, z]
+
+        return te.compute((x.shape[0], *sizes, *kernel, x.shape[1]), value, name="im2col")
+
+    columns = builder.call_te(windows, call.args[0], primfunc_name_hint="im2col")
+    return relax.op.reshape(builder.emit(columns), call.ty.shape)
+
+
+def _convolution(
+    x: Any,
+    w: Any,
+    bias: Any,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Any:
+    """NCHW x OIHW -> (N, groups, O/groups, OH, OW); NCHW where there is one group or as many as
+    outputs.
+    """
+    x = _padded(x, pads)
+    n = x.shape[0]
+    outputs, depth, *kernel = w.shape
+    sizes = _window_counts(x, kernel, strides, dilation)
+    inner = outputs // groups
+    rc = te.reduce_axis((0, depth), "rc")
+    ry, rx = (te.reduce_axis((0, k), name) for k, name in zip(kernel, ("ry", "rx"), strict=True))
+
+    def product(i: Expr, g: Expr, o: Expr, y: Expr, z: Expr) -> Expr:
+        at = (y * strides[0] + ry * dilation[0], z * strides[1] + rx * dilation[1])
+        value = x[(i, g * depth + rc, *at)] * w[g * inner + o, rc, ry, rx]
+        return te.sum(value, axis=[rc, ry, rx])
+
+    if groups == 1:
+        y = te.compute((n, outputs, *sizes), lambda i, o, y, z: product(i, 0, o, y, z), name="conv")
+    elif int(inner) == 1:
+        y = te.compute((n, outputs, *sizes), lambda i, g, y, z: product(i, g, 0, y, z), name="conv")
+    else:
+        y = te.compute((n, groups, inner, *sizes), product, name="conv")
+    if bias is None:
+        return y
+    if len(y.shape) == 5:
+        return te.compute(y.shape, lambda i, g, o, a, b: y[i, g, o, a, b] + bias[g * inner + o])
+    return te.compute(y.shape, lambda i, o, a, b: y[i, o, a, b] + bias[o], name="biased")
+
+
+def _legalize_convolution(builder: Builder, call: Any, padding: Sequence[int]) -> Any:
+    strides, dilation = _integers(call.attrs["strides"]), _integers(call.attrs["dilation"])
+    groups = int(call.attrs["groups"])
+
+    def convolution(x: Any, w: Any, bias: Any = None) -> Any:
+        return _convolution(x, w, bias, strides, padding, dilation, groups)
+
+    y = builder.call_te(convolution, *call.args, primfunc_name_hint="conv2d")
+    y = builder.normalize(y)
+    if len(y.ty.shape.values) == 4:
+        return y
+    return relax.op.reshape(builder.emit(y), call.ty.shape)
+
+
+def _conv(builder: Builder, call: Any) -> Any:
+    return _legalize_convolution(builder, call, _integers(call.attrs["padding"]))
+
+
+def _conv2d(builder: Builder, call: Any) -> Any:
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    if layouts != ("NCHW", "OIHW", "NCHW"):
+        return _default(call)(builder, call)
+    return _legalize_convolution(builder, call, _four(_integers(attrs.padding)))
+
+
+def _default(call: Any) -> Legalization:
+    """TVM's own legalization of an op."""
+    legalize: Legalization = tvm.ir.Op.get(call.op.name).get_attr("FLegalize")
+    return legalize
+
+
+def _conv2d_transpose(builder: Builder, call: Any) -> Any:
+    """A matmul over the input channels, and each output the sum of the few products that fall on
+    it.
+    """
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    plain = layouts == ("NCHW", "IOHW", "NCHW") and int(attrs.groups) == 1
+    if not plain or _integers(attrs.dilation) != [1, 1]:
+        return _default(call)(builder, call)
+    strides, pads = _integers(attrs.strides), _four(_integers(attrs.padding))
+    extra = _integers(attrs.output_padding)
+
+    def products(x: Any, w: Any) -> Any:
+        n, depth, height, width = x.shape
+        rc = te.reduce_axis((0, depth), "rc")
+        return te.compute(
+            (n, *w.shape[1:], height, width),
+            lambda i, o, ky, kx, y, z: te.sum(x[i, rc, y, z] * w[rc, o, ky, kx], axis=[rc]),
+            name="products",
+        )
+
+    def gather(columns: Any) -> Any:
+        n, outputs, kernel_height, kernel_width, height, width = columns.shape
+        sizes = [
+            _simple((extent - 1) * stride + (int(k) - before - after + more))
+            for extent, stride, k, before, after, more in zip(
+                (height, width), strides, columns.shape[2:4], pads[:2], pads[2:], extra, strict=True
+            )
+        ]
+
+        def value(i: Expr, o: Expr, y: Expr, z: Expr) -> Expr:
+            total: Expr = tirx.const(0, columns.dtype)
+            (ys, from_y), (zs, from_z) = (
+                (tirx.floormod(at + pad, stride), tirx.floordiv(at + pad, stride))
+                for at, pad, stride in zip((y, z), pads[:2], strides, strict=True)
+            )
+            for a in range(-(-int(kernel_height) // strides[0])):
+                for b in range(-(-int(kernel_width) // strides[1])):
+                    ky, kx = ys + a * strides[0], zs + b * strides[1]
+                    within = [_inside(from_y - a, height), _inside(from_z - b, width)]
+                    within += [ky < kernel_height, kx < kernel_width]
+                    term = columns[i, o, ky, kx, from_y - a, from_z - b]
+                    zero = tirx.const(0, columns.dtype)
+                    total = total + tirx.if_then_else(tirx.all(*within), term, zero)
+            return total
+
+        return te.compute((n, outputs, *sizes), value, name="conv2d_transpose")
+
+    columns = builder.emit(builder.call_te(products, *call.args, primfunc_name_hint="products"))
+    return builder.call_te(gather, columns, primfunc_name_hint="conv2d_transpose")
+
+
+def _group_norm(builder: Builder, call: Any) -> Any:
+    """With groups as an axis of their own: (N, G, C/G, ...) rows of one group each."""
+    attrs, shape = call.attrs, call.ty.shape.values
+    axes = sorted(int(axis) % len(shape) for axis in attrs.axes)
+    if int(attrs.channel_axis) != 1 or axes != list(range(2, len(shape))):
+        return _default(call)(builder, call)
+    groups, epsilon = int(attrs.num_groups), float(attrs.epsilon)
+    per_group = int(shape[1]) // groups
+
+    def normalized(x: Any, gamma: Any, beta: Any) -> Any:
+        inner = list(range(2, len(x.shape)))
+        count: Expr = tirx.const(1.0, "float32")
+        for axis in inner:
+            count = count * tirx.Cast("float32", x.shape[axis])
+        mean = topi.sum(x, axis=inner) / count
+        centred = te.compute(x.shape, lambda *at: x(*at) - mean(*at[:2]), name="centred")
+        variance = topi.sum(centred * centred, axis=inner) / count
+
+        def value(*at: Expr) -> Expr:
+            channel = at[1] * per_group + at[2]
+            scale = tirx.rsqrt(variance(*at[:2]) + tirx.const(epsilon, "float32"))
+            return centred(*at) * scale * gamma[channel] + beta[channel]
+
+        return te.compute(x.shape, value, name="group_norm")
+
+    split = relax.op.reshape(call.args[0], [shape[0], groups, per_group, *shape[2:]])
+    y = builder.call_te(normalized, builder.emit(split), *call.args[1:])
+    return relax.op.reshape(builder.emit(y), call.ty.shape)
+
+
+def _argument(is_max: bool) -> Legalization:
+    """argmax or argmin as two plain reductions: the extreme, then the first index that has it."""
+
+    def legalize(builder: Builder, call: Any) -> Any:
+        x = call.args[0]
+        if call.attrs.axis is None:
+            return _default(call)(builder, call)
+        rank = len(x.ty.shape.values)
+        axis = int(call.attrs.axis) % rank
+        keep = bool(call.attrs.keepdims)
+        out_dtype = str(call.ty.dtype)
+
+        def extreme_index(x: Any) -> Any:
+            extreme = (topi.max if is_max else topi.min)(x, axis=axis, keepdims=False)
+            k = te.reduce_axis((0, x.shape[axis]), "k")
+            extent = tirx.Cast(out_dtype, x.shape[axis])
+
+            def first(*at: Expr) -> Expr:
+                rest = [*at[:axis], *at[axis + (1 if keep else 0) :]]
+                element = x[(*rest[:axis], k, *rest[axis:])]
+                index = tirx.Cast(out_dtype, k.var)
+                here = tirx.Select(element == extreme[tuple(rest)], index, extent)
+                return te.min(here, axis=[k])
+
+            shape = [*x.shape[:axis], *([1] if keep else []), *x.shape[axis + 1 :]]
+            found = te.compute(shape, first, name="first")
+            last = extent - tirx.const(1, out_dtype)  # all NaN: some index that exists
+            return te.compute(shape, lambda *at: tirx.min(found(*at), last), name="index")
+
+        name = "argmax" if is_max else "argmin"
+        return builder.call_te(extreme_index, x, primfunc_name_hint=name)
+
+    return legalize
+
+
+def _scan(is_sum: bool) -> Legalization:
+    """cumsum, cumprod: a loop over one axis, in parallel over the others."""
+
+    def legalize(builder: Builder, call: Any) -> Any:
+        from lbcompiler.targets.cpu.scan import scan
+
+        x = call.args[0]
+        axis = None if call.attrs.axis is None else int(call.attrs.axis)
+        exclusive = bool(call.attrs.exclusive)
+        dtype = str(call.ty.dtype)
+        if axis is None:
+            x = builder.emit(relax.op.reshape(x, call.ty.shape))
+            axis = 0
+        axis %= len(call.ty.shape.values)
+        name = "cumsum" if is_sum else "cumprod"
+        return builder.call_te(
+            lambda x: scan(x, axis, dtype, is_sum, exclusive), x, primfunc_name_hint=name
+        )
+
+    return legalize
+
+
+def _strided_slice(builder: Builder, call: Any) -> Any:
+    """With negative axes counted from the end, which TVM's own does not understand."""
+    if not isinstance(call.args[1], relax.Tuple):
+        return _default(call)(builder, call)
+    rank = len(call.args[0].ty.shape.values)
+    axes = [tirx.IntImm("int64", int(axis) % rank) for axis in call.args[1].fields]
+    args = [call.args[0], relax.Tuple(axes), *call.args[2:]]
+    return _default(call)(builder, relax.Call(call.op, args, call.attrs, call.ty_args))
+
+
+def _sort(builder: Builder, call: Any) -> Any:
+    return builder.call_te(topi.sort, call.args[0], call.attrs.axis, not call.attrs.descending)
+
+
+def _argsort(builder: Builder, call: Any) -> Any:
+    return builder.call_te(
+        topi.argsort,
+        call.args[0],
+        axis=call.attrs.axis,
+        is_ascend=not call.attrs.descending,
+        dtype=str(call.attrs.dtype),
+    )
+
+
+def _topk(builder: Builder, call: Any) -> Any:
+    return builder.call_te(
+        topi.topk,
+        call.args[0],
+        k=int(call.attrs.k),
+        axis=call.attrs.axis,
+        ret_type=str(call.attrs.ret_type),
+        is_ascend=not call.attrs.largest,
+        dtype=str(call.attrs.dtype),
+    )
+
+
+KEPT = ("relax.reshape",)  # the virtual machine gives the same memory another shape
+LEGALIZATIONS: dict[str, Legalization] = {
+    "lbc.im2col": _im2col,
+    "lbc.conv": _conv,
+    "relax.nn.conv2d": _conv2d,
+    "relax.nn.conv2d_transpose": _conv2d_transpose,
+    "relax.nn.group_norm": _group_norm,
+    "relax.argmax": _argument(is_max=True),
+    "relax.argmin": _argument(is_max=False),
+    "relax.cumsum": _scan(is_sum=True),
+    "relax.cumprod": _scan(is_sum=False),
+    "relax.sort": _sort,
+    "relax.argsort": _argsort,
+    "relax.topk": _topk,
+    "relax.strided_slice": _strided_slice,
+    "relax.expand_dims": _view,
+    "relax.squeeze": _view,
+    "relax.flatten": _view,
+}

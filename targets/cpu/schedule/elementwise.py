@@ -29,7 +29,7 @@ from lbcompiler.targets.cpu.schedule.kernel import (
     sequence,
     static,
 )
-from lbcompiler.targets.cpu.schedule.stages import Axis, analyzer_for
+from lbcompiler.targets.cpu.schedule.stages import Axis
 
 _PARALLEL_FROM = 8192  # elements; below it waking the other threads costs more than it saves
 _CHUNK = 4096  # elements one task takes of a long row
@@ -94,17 +94,17 @@ def thresholds(nest: Nest, axis: Axis) -> list[Expr]:
     found: list[Expr] = []
     for call in calls_in(nest.value):
         if op_name(call) == "if_then_else":
-            _cuts(call.args[0], axis, found)
+            _cuts(nest, call.args[0], axis, found)
     return found
 
 
-def _cuts(condition: Expr, axis: Axis, found: list[Expr]) -> None:
+def _cuts(nest: Nest, condition: Expr, axis: Axis, found: list[Expr]) -> None:
     if isinstance(condition, tirx.And | tirx.Or):
-        _cuts(condition.a, axis, found)
-        _cuts(condition.b, axis, found)
+        _cuts(nest, condition.a, axis, found)
+        _cuts(nest, condition.b, axis, found)
         return
     if isinstance(condition, tirx.Not):
-        _cuts(condition.a, axis, found)
+        _cuts(nest, condition.a, axis, found)
         return
     if not isinstance(condition, tirx.LT | tirx.LE | tirx.GT | tirx.GE):
         return
@@ -112,7 +112,7 @@ def _cuts(condition: Expr, axis: Axis, found: list[Expr]) -> None:
     slope = coefficient(difference, axis.var)
     if slope is None or static(slope) not in (1, -1):
         return
-    rest = analyzer_for(()).simplify(substitute(difference, {axis.var: integer(0)}))
+    rest = nest.dimensions.analyzer().simplify(substitute(difference, {axis.var: integer(0)}))
     if loads_in(rest):
         return
     cut = rest * integer(-1) if static(slope) == 1 else rest
@@ -122,10 +122,12 @@ def _cuts(condition: Expr, axis: Axis, found: list[Expr]) -> None:
 
 def _segments(nest: Nest, axis: Axis) -> list[tuple[Expr, Expr]]:
     """The axis cut where branches change, as (low, count): inside each, no branch depends on it."""
-    analyzer = analyzer_for(())
+    analyzer = nest.dimensions.analyzer()
     cuts: list[Expr] = []
+    extent = nest.dimensions.expanded(axis.extent)
     for cut in thresholds(nest, axis):
-        cut = analyzer.simplify(tirx.max(integer(0), tirx.min(cut, axis.extent)))
+        cut = nest.dimensions.expanded(cut)
+        cut = analyzer.simplify(tirx.max(integer(0), tirx.min(cut, extent)))
         if not any(analyzer.can_prove_equal(cut, known) for known in cuts):
             cuts.append(cut)
     if not cuts or len(cuts) > 3:
@@ -135,14 +137,14 @@ def _segments(nest: Nest, axis: Axis) -> list[tuple[Expr, Expr]]:
     edges: list[Expr] = [integer(0)]
     for cut in cuts:
         edges.append(analyzer.simplify(tirx.max(edges[-1], cut)))
-    edges.append(axis.extent)
+    edges.append(extent)
     spans = [(low, analyzer.simplify(high - low)) for low, high in pairwise(edges)]
     return [(low, count) for low, count in spans if not is_zero(count)]
 
 
 def _in_segment(nest: Nest, axis: Axis, low: Expr, count: Expr) -> Expr:
     """The value simplified under low <= axis < low + count."""
-    analyzer = analyzer_for(tuple(a for a in nest.axes if a is not axis))
+    analyzer = nest.dimensions.analyzer(tuple(a for a in nest.axes if a is not axis))
     analyzer.bind(axis.var, Range.from_min_extent(low, count))
     return analyzer.simplify(nest.value)
 
@@ -233,15 +235,15 @@ def _chunked(nest: Nest, outer: list[Axis], axis: Axis, lanes: int) -> Any:
     """Few long rows: pieces of the rows in parallel."""
     chunk = integer(_CHUNK)
     whole = tirx.floordiv(axis.extent, chunk)
-    pieces = Axis(tirx.Var("piece", "int64"), analyzer_for(()).simplify(whole))
+    pieces = Axis(tirx.Var("piece", "int64"), nest.dimensions.analyzer().simplify(whole))
     store = _store(nest, nest.value, axis)
     main = over(
         [*(a for a in outer), pieces],
         lambda: row(nest, axis, pieces.var * chunk, chunk, lanes, store),
         ForKind.PARALLEL,
     )
-    done = analyzer_for(()).simplify(whole * chunk)
-    rest = analyzer_for(()).simplify(axis.extent - done)
+    done = nest.dimensions.analyzer().simplify(whole * chunk)
+    rest = nest.dimensions.analyzer().simplify(axis.extent - done)
     if is_zero(rest):
         return main
     fresh = {a.var: a.fresh() for a in outer}

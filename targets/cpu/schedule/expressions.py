@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm_ffi
-from tvm import tirx
+from tvm import sym, tirx
 from tvm.ir import Call, TensorLoad
 
 Expr = Any  # a tvm.tirx expression; TVM ships no type stubs
@@ -13,6 +13,10 @@ Expr = Any  # a tvm.tirx expression; TVM ships no type stubs
 def same(a: Expr, b: Expr) -> bool:
     """Whether two expressions are the same text over the same variables."""
     return bool(tvm_ffi.structural_equal(a, b))
+
+
+def provably_equal(a: Expr, b: Expr) -> bool:
+    return same(a, b) or bool(sym.Analyzer().can_prove_equal(a, b))
 
 
 def is_one(value: Expr) -> bool:

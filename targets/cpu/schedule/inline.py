@@ -35,7 +35,7 @@ def is_guarded(value: Expr) -> bool:
     return any(op_name(call) == "if_then_else" for call in calls_in(value))
 
 
-def _is_trivial(value: Expr) -> bool:
+def is_trivial(value: Expr) -> bool:
     return isinstance(value, TensorLoad | tirx.IntImm | tirx.FloatImm | tirx.Var)
 
 
@@ -57,7 +57,7 @@ def needs_storage(producer: Stage, readers: Sequence[Stage]) -> bool:
         for load in loads_in(reader.value)
         if load.source.same_as(producer.buffer)
     ]
-    if _is_trivial(producer.value):
+    if is_trivial(producer.value):
         return False
     repeated = any(_repeats(reader, load) for reader, load in loads)
     if any(reader.reduced and _repeats(reader, load) for reader, load in loads):
@@ -84,7 +84,7 @@ def inlined(value: Expr, producers: dict[Any, Stage]) -> Expr:
     bound: list[tuple[Expr, Any, Expr]] = []  # load, variable, value
     for group in groups:
         computed = producers[group[0].source].at(group[0].indices)
-        if not _is_trivial(computed) and _shared(value, group):
+        if not is_trivial(computed) and _shared(value, group):
             variable = tirx.Var(f"{group[0].source.name}_value", computed.ty)
             bound.append((group[0], variable, computed))
 

@@ -16,11 +16,10 @@ from lbcompiler.targets.cpu.schedule.expressions import (
     is_one,
     loads_in,
     map_loads,
-    same,
     substitute,
     variables_in,
 )
-from lbcompiler.targets.cpu.schedule.stages import Axis, Combine, Program, Stage, analyzer_for
+from lbcompiler.targets.cpu.schedule.stages import Axis, Combine, Dimensions, Program, Stage
 
 Body = Callable[[Expr], Any]  # a loop's index -> its statement
 
@@ -64,6 +63,7 @@ class Nest:
     offset: Expr
     axes: tuple[Axis, ...]
     value: Expr
+    dimensions: Dimensions
     reduced: tuple[Axis, ...] = ()
     combine: Combine | None = None
     init: Expr | None = None
@@ -105,7 +105,7 @@ class Kernel:
         """The one-dimensional buffer over the same memory; scratch where it is no parameter."""
         if buffer in self._flat:
             return self._flat[buffer]
-        size = product(list(buffer.shape))
+        size = product(self.program.dimensions.shape(buffer))
         if buffer in set(self.program.function.params):
             data = tirx.buffer_data(buffer)
             view = tirx.decl_buffer((size,), buffer.dtype, f"{buffer.name}_flat", data=data)
@@ -118,7 +118,8 @@ class Kernel:
 
     def offset(self, buffer: Any, indices: Sequence[Expr], axes: Sequence[Axis]) -> Expr:
         """Where an element of the buffer is in its flat view."""
-        return analyzer_for(axes).simplify(flat_offset(buffer.shape, indices))
+        shape = self.program.dimensions.shape(buffer)
+        return self.program.dimensions.analyzer(axes).simplify(flat_offset(shape, indices))
 
     def flat_load(self, load: Expr, axes: Sequence[Axis]) -> Expr:
         return self.flat(load.source)[self.offset(load.source, load.indices, axes)]
@@ -136,6 +137,7 @@ class Kernel:
             self.offset(stage.buffer, stage.indices, axes),
             stage.axes,
             map_loads(stage.value, flattened),
+            self.program.dimensions,
             stage.reduced,
             stage.combine,
             stage.init,
@@ -146,7 +148,8 @@ class Kernel:
 
     def finish(self) -> Any:
         """The function with its new body."""
-        function = self.program.function.with_body(sequence([*self._declared, *self.nests]))
+        statements = [*self.program.dimensions.bindings(), *self._declared, *self.nests]
+        function = self.program.function.with_body(sequence(statements))
         return function.with_attr("tirx.is_scheduled", True)
 
 
@@ -172,7 +175,7 @@ def _merged(nest: Nest, outer: Axis, inner: Axis) -> tuple[Axis, Nest] | None:
         stripped = map_loads(expr, lambda load: tirx.const(0, load.ty.dtype))
         if {outer.var, inner.var} & variables_in(stripped):
             return None
-    analyzer = analyzer_for(())
+    analyzer = nest.dimensions.analyzer()
     for offset in nest.offsets():
         a, b = coefficient(offset, outer.var), coefficient(offset, inner.var)
         if a is None or b is None or not analyzer.can_prove_equal(a, b * inner.extent):
@@ -198,14 +201,27 @@ def over(axes: Sequence[Axis], body: Callable[[], Any], kind: ForKind) -> Any:
     if len(axes) == 1:
         return tirx.For(axes[0].var, integer(0), axes[0].extent, kind, body())
     index = tirx.Var("outer", "int64")
+    counts, extents = _named([axis.extent for axis in axes])
+    bound = unravel(index, axes, extents)
+    loops = tirx.For(index, integer(0), product(extents), kind, sequence([*bound, body()]))
+    return sequence([*counts, loops])
+
+
+def _named(extents: Sequence[Expr]) -> tuple[list[Any], list[Expr]]:
+    """Statements that give extents names, and the names: a divisor is best a variable."""
+    names = [
+        e if isinstance(e, tirx.IntImm | tirx.Var) else tirx.Var("count", "int64") for e in extents
+    ]
+    pairs = zip(names, extents, strict=True)
+    return [tirx.Bind(name, extent) for name, extent in pairs if not name.same_as(extent)], names
+
+
+def unravel(index: Expr, axes: Sequence[Axis], extents: Sequence[Expr]) -> list[Any]:
+    """Statements that bind each axis's variable for position `index` of the whole box."""
     bound, rest = [], index
-    for axis in reversed(axes[1:]):
-        bound.append(tirx.Bind(axis.var, tirx.floormod(rest, axis.extent)))
-        rest = tirx.floordiv(rest, axis.extent)
-    bound.append(tirx.Bind(axes[0].var, rest))
-    total = product([axis.extent for axis in axes])
-    return tirx.For(index, integer(0), total, kind, sequence([*reversed(bound), body()]))
-
-
-def provably_equal(a: Expr, b: Expr) -> bool:
-    return same(a, b) or bool(analyzer_for(()).can_prove_equal(a, b))
+    for axis, extent in zip(reversed(axes[1:]), reversed(extents[1:]), strict=True):
+        bound.append(tirx.Bind(axis.var, tirx.truncmod(rest, extent)))
+        rest = tirx.truncdiv(rest, extent)
+    if axes:
+        bound.append(tirx.Bind(axes[0].var, rest))
+    return bound

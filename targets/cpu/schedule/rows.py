@@ -19,9 +19,10 @@ from lbcompiler.targets.cpu.schedule.expressions import (
     is_one,
     loads_in,
     map_loads,
+    provably_equal,
     substitute,
 )
-from lbcompiler.targets.cpu.schedule.inline import inline_stages, is_costly
+from lbcompiler.targets.cpu.schedule.inline import inline_stages, is_costly, is_trivial
 from lbcompiler.targets.cpu.schedule.kernel import (
     Kernel,
     Nest,
@@ -30,9 +31,9 @@ from lbcompiler.targets.cpu.schedule.kernel import (
     merge_axes,
     over,
     product,
-    provably_equal,
     sequence,
     static,
+    unravel,
 )
 from lbcompiler.targets.cpu.schedule.stages import Axis, Program, Stage
 from lbcompiler.targets.cpu.schedule.tile import is_tileable
@@ -42,6 +43,8 @@ _ROWS_A_TASK = 8
 
 def _keep(stage: Stage, readers: Sequence[Stage]) -> bool:
     """Whether a stage gets memory (a row of it) or a name (one number a row)."""
+    if is_trivial(stage.value):
+        return False
     wider = any(len(r.axes) + len(r.reduced) > len(stage.axes) for r in readers)
     return wider or (is_costly(stage.value) and len(readers) > 1)
 
@@ -132,13 +135,7 @@ def schedule_rows(program: Program) -> Any:
 
     def task(t: Expr) -> Any:
         def one(i: Expr) -> Any:
-            bound, rest = [], t * size + i
-            for axis in reversed(rows[1:]):
-                bound.append(tirx.Bind(axis.var, tirx.floormod(rest, axis.extent)))
-                rest = tirx.floordiv(rest, axis.extent)
-            if rows:
-                bound.append(tirx.Bind(rows[0].var, rest))
-            return sequence([*bound, body()])
+            return sequence([*unravel(t * size + i, rows, extents), body()])
 
         count = tirx.min(size, total - t * size)
         return sequence([*(tirx.AllocBuffer(b) for b in scratch), loop(count, one, name="row")])
@@ -161,7 +158,7 @@ def _row_body(
             return numbers[load.source]
         if load.source in scratch:
             buffer, stage = scratch[load.source]
-            return buffer[_column_offset(stage, load.indices)]
+            return buffer[_column_offset(program, stage, load.indices)]
         return kernel.flat_load(load, ())
 
     for stage in stages:
@@ -174,7 +171,17 @@ def _row_body(
             continue
         if stage.reduced:
             nest = merge_axes(
-                Nest(stage.name, None, offset, (), value, stage.reduced, stage.combine, stage.init)
+                Nest(
+                    stage.name,
+                    None,
+                    offset,
+                    (),
+                    value,
+                    program.dimensions,
+                    stage.reduced,
+                    stage.combine,
+                    stage.init,
+                )
             )
             fold, result = fold_row(nest, program.lanes)
             statements.extend(fold)
@@ -190,17 +197,18 @@ def _row_body(
             size = product([axis.extent for axis in stage.axes])
             out = tirx.decl_buffer((size,), stage.dtype, f"{stage.buffer.name}_row")
             scratch[stage.buffer] = (out, stage)
-            offset = _column_offset(stage, stage.indices)
-        nest = merge_axes(Nest(stage.name, out, offset, stage.axes, value))
+            offset = _column_offset(program, stage, stage.indices)
+        nest = merge_axes(Nest(stage.name, out, offset, stage.axes, value, program.dimensions))
         statements.append(_columns(nest, program.lanes))
     return [buffer for buffer, _ in scratch.values()], lambda: sequence(statements)
 
 
-def _column_offset(stage: Stage, indices: Sequence[Expr]) -> Expr:
+def _column_offset(program: Program, stage: Stage, indices: Sequence[Expr]) -> Expr:
     """The position within the row of an element of the stage's buffer."""
     columns = {axis.var for axis in stage.axes}
     offset: Expr = integer(0)
-    for own, extent, index in zip(stage.indices, stage.buffer.shape, indices, strict=True):
+    shape = program.dimensions.shape(stage.buffer)
+    for own, extent, index in zip(stage.indices, shape, indices, strict=True):
         if isinstance(own, tirx.Var) and own in columns:
             offset = offset * extent + index
     return offset

@@ -9,7 +9,7 @@ reductions) has no program.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -20,11 +20,15 @@ from tvm.ir import Range, TensorLoad
 from lbcompiler.targets.cpu.schedule.expressions import (
     Expr,
     is_one,
+    is_zero,
     loads_in,
+    provably_equal,
     same,
     substitute,
+    variables_in,
 )
 
+_LARGE = tirx.const(1 << 40, "int64")
 _COMM_REDUCE = 2  # IterVar's type of a reduction axis
 
 
@@ -92,6 +96,20 @@ class Stage:
     def dtype(self) -> str:
         return str(self.buffer.dtype)
 
+    def fresh(self) -> Stage:
+        """The same with axes of its own."""
+        axes = tuple(axis.fresh() for axis in self.axes)
+        reduced = tuple(axis.fresh() for axis in self.reduced)
+        old, new = (*self.axes, *self.reduced), (*axes, *reduced)
+        swap = {a.var: b.var for a, b in zip(old, new, strict=True)}
+        return replace(
+            self,
+            indices=tuple(substitute(index, swap) for index in self.indices),
+            axes=axes,
+            reduced=reduced,
+            value=substitute(self.value, swap),
+        )
+
     def at(self, indices: Sequence[Expr]) -> Expr:
         """The value at these indices of the buffer (of a stage without reduction)."""
         where = {
@@ -102,6 +120,57 @@ class Stage:
         return substitute(self.value, where)
 
 
+class Dimensions:
+    """One name for each extent that is an expression, such as (h - 1) // 2 + 1.
+
+    Strides are products of extents: written out, an index of a few dimensions grows without bound,
+    most of all where a division is lowered to several operations.
+    """
+
+    def __init__(self, variables: Iterable[Any] = ()) -> None:
+        self._named: list[tuple[Expr, Any]] = []
+        self._shapes: dict[Any, list[Expr]] = {}
+        self._least: dict[Any, int] = dict.fromkeys(variables, 1)
+
+    def __call__(self, extent: Expr) -> Expr:
+        extent = self.analyzer().simplify(extent)
+        if isinstance(extent, tirx.IntImm | tirx.Var):
+            return extent
+        for known, name in self._named:
+            if provably_equal(known, extent):
+                return name
+        name = tirx.Var(f"n{len(self._named)}", extent.ty)
+        least = self.analyzer().const_int_bound(extent).min_value
+        self._least[name] = max(0, int(least))
+        self._named.append((extent, name))
+        return name
+
+    def expanded(self, expr: Expr) -> Expr:
+        """The expression without the names, for comparisons between extents."""
+        return substitute(expr, {name: extent for extent, name in self._named})
+
+    def analyzer(self, axes: Sequence[Axis] = ()) -> Any:
+        """An arithmetic analyzer that knows that extents are positive, and the axes' ranges."""
+        analyzer = sym.Analyzer()
+        for name, least in self._least.items():
+            analyzer.bind(name, Range.from_min_extent(tirx.const(least, name.ty.dtype), _LARGE))
+        for axis in axes:
+            if axis.var not in self._least:
+                zero = tirx.const(0, axis.var.ty.dtype)
+                analyzer.bind(axis.var, Range.from_min_extent(zero, axis.extent))
+        return analyzer
+
+    def shape(self, buffer: Any) -> list[Expr]:
+        """The buffer's shape in names."""
+        if buffer not in self._shapes:
+            self._shapes[buffer] = [self(extent) for extent in buffer.shape]
+        return self._shapes[buffer]
+
+    def bindings(self) -> list[Any]:
+        """What gives the names their values, for the head of the function."""
+        return [tirx.Bind(name, extent) for extent, name in self._named]
+
+
 @dataclass(frozen=True)
 class Program:
     """A PrimFunc's parameters and stages, in an order in which each reads only what came before."""
@@ -109,7 +178,7 @@ class Program:
     function: Any
     stages: tuple[Stage, ...]
     lanes: int
-    shape_variables: tuple[Any, ...] = field(default=())
+    dimensions: Dimensions = field(default_factory=Dimensions)
 
     @property
     def outputs(self) -> set[Any]:
@@ -129,11 +198,7 @@ class Program:
         return replace(self, stages=tuple(stages))
 
 
-def _dtype_of(buffer: Any) -> str:
-    return str(buffer.dtype)
-
-
-def _reduction(store: Any, init: Any) -> tuple[Combine, Expr] | None:
+def _reduction(store: Any) -> tuple[Combine, Expr] | None:
     """(how, what is added) of `buffer[i] = combine(buffer[i], what)`."""
     combine = _NODES.get(type(store.value))
     if combine is None:
@@ -148,24 +213,18 @@ def _reduction(store: Any, init: Any) -> tuple[Combine, Expr] | None:
     return None
 
 
-def _stage(nest: Any) -> Stage | None:
+def _stages(nest: Any, dimensions: Dimensions) -> list[Stage] | None:
+    """The stage of a loop nest around one block, or one for each part of a reduction of tuples."""
     extents: dict[Any, Expr] = {}
     while isinstance(nest, tirx.For):
-        if (
-            nest.kind != tirx.ForKind.SERIAL
-            or not isinstance(nest.min, tirx.IntImm)
-            or int(nest.min)
-        ):
+        if nest.kind != tirx.ForKind.SERIAL or not is_zero(nest.min):
             return None
         extents[nest.loop_var] = nest.extent
         nest = nest.body
     if not isinstance(nest, s_tir.SBlockRealize) or not is_one(nest.predicate):
         return None
     block = nest.block
-    if block.alloc_buffers or block.match_buffers or not isinstance(block.body, tirx.BufferStore):
-        return None
-    store = block.body
-    found: list[Axis] = []
+    axes: list[Axis] = []
     reduced: list[Axis] = []
     zeros: dict[Any, Expr] = {}
     for iterator, value in zip(block.iter_vars, nest.iter_values, strict=True):
@@ -174,34 +233,75 @@ def _stage(nest: Any) -> Stage | None:
             continue
         if not isinstance(value, tirx.Var) or value not in extents:
             return None
-        if not same(extents[value], iterator.dom.extent):
+        extent = dimensions(iterator.dom.extent)
+        if not same(dimensions(extents[value]), extent):
             return None
-        kind = reduced if int(iterator.iter_type) == _COMM_REDUCE else found
-        kind.append(Axis(iterator.var, iterator.dom.extent))
-    indices = tuple(substitute(index, zeros) for index in store.indices)
-    axes = _in_order(found, indices, store.buffer)
-    if axes is None:
+        kind = reduced if int(iterator.iter_type) == _COMM_REDUCE else axes
+        kind.append(Axis(iterator.var, extent))
+    stores, inits = _stores(block.body), _stores(block.init)
+    if block.alloc_buffers or block.match_buffers or not stores or inits is None:
         return None
-    if block.init is None:
-        if reduced or any(load.source.same_as(store.buffer) for load in loads_in(store.value)):
+    if inits and len(inits) != len(stores):
+        return None
+    found = []
+    for number, store in enumerate(stores):
+        init = inits[number] if inits else None
+        stage = _stage(block.name_hint, store, init, axes, reduced, zeros, dimensions)
+        own = {other.buffer for other in stores}
+        if stage is None or any(load.source in own for load in loads_in(stage.value)):
             return None
+        found.append(stage if not found else stage.fresh())
+    return found
+
+
+def _stores(body: Any) -> list[Any] | None:
+    """The buffer stores of a block's body, with the names bound before them written out."""
+    if body is None:
+        return []
+    names: dict[Any, Expr] = {}
+    stores = []
+    for statement in body.seq if isinstance(body, tirx.SeqStmt) else [body]:
+        if isinstance(statement, tirx.Bind):
+            names[statement.var] = substitute(statement.value, names)
+        elif isinstance(statement, tirx.BufferStore):
+            value = substitute(statement.value, names)
+            stores.append(tirx.BufferStore(statement.buffer, value, statement.indices))
+        else:
+            return None
+    return stores
+
+
+def _stage(
+    name: str,
+    store: Any,
+    init: Any,
+    axes: list[Axis],
+    reduced: list[Axis],
+    zeros: dict[Any, Expr],
+    dimensions: Dimensions,
+) -> Stage | None:
+    indices = tuple(substitute(index, zeros) for index in store.indices)
+    ordered = _in_order(axes, indices, dimensions.shape(store.buffer))
+    if ordered is None:
+        return None
+    if init is None:
         value = substitute(store.value, zeros)
-        return Stage(block.name_hint, store.buffer, indices, tuple(axes), value)
-    folded = _reduction(store, block.init)
-    if folded is None or not isinstance(block.init, tirx.BufferStore):
+        return None if reduced else Stage(name, store.buffer, indices, tuple(ordered), value)
+    folded = _reduction(store)
+    if folded is None:
         return None
     combine, value = folded
-    value, init = substitute(value, zeros), substitute(block.init.value, zeros)
-    return Stage(
-        block.name_hint, store.buffer, indices, tuple(axes), value, tuple(reduced), combine, init
-    )
+    value, start = substitute(value, zeros), substitute(init.value, zeros)
+    return Stage(name, store.buffer, indices, tuple(ordered), value, tuple(reduced), combine, start)
 
 
-def _in_order(axes: list[Axis], indices: Sequence[Expr], buffer: Any) -> list[Axis] | None:
+def _in_order(
+    axes: list[Axis], indices: Sequence[Expr], shape: Sequence[Expr]
+) -> list[Axis] | None:
     """The axes in the order of the buffer's dimensions, if each writes one whole dimension."""
     by_variable = {axis.var: axis for axis in axes}
     ordered = []
-    for index, extent in zip(indices, buffer.shape, strict=True):
+    for index, extent in zip(indices, shape, strict=True):
         if isinstance(index, tirx.IntImm) and int(index) == 0 and is_one(extent):
             continue
         if not isinstance(index, tirx.Var) or index not in by_variable:
@@ -213,6 +313,10 @@ def _in_order(axes: list[Axis], indices: Sequence[Expr], buffer: Any) -> list[Ax
     return None if by_variable else ordered
 
 
+def _shape(parameter: Any) -> list[Expr]:
+    return list(parameter.shape) if tirx.is_buffer_var(parameter) else []
+
+
 def read_program(function: Any, lanes: int) -> Program | None:
     """What a PrimFunc computes; None where it is not a sequence of such stages."""
     root = function.body
@@ -220,19 +324,13 @@ def read_program(function: Any, lanes: int) -> Program | None:
         return None
     body = root.block.body
     nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
-    stages = [_stage(nest) for nest in nests]
-    if any(stage is None for stage in stages):
-        return None
-    return Program(function, tuple(s for s in stages if s is not None), lanes)
-
-
-def analyzer_for(axes: Sequence[Axis]) -> Any:
-    """An arithmetic analyzer that knows the ranges of the axes."""
-    analyzer = sym.Analyzer()
-    for axis in axes:
-        analyzer.bind(axis.var, _range(axis))
-    return analyzer
-
-
-def _range(axis: Axis) -> Any:
-    return Range.from_min_extent(tirx.const(0, axis.var.ty.dtype), axis.extent)
+    shapes = [extent for p in function.params for extent in _shape(p)]
+    variables = {var for extent in shapes for var in variables_in(extent)}
+    dimensions = Dimensions(variables)
+    stages: list[Stage] = []
+    for nest in nests:
+        found = _stages(nest, dimensions)
+        if found is None:
+            return None
+        stages.extend(found)
+    return Program(function, tuple(stages), lanes, dimensions)

@@ -7,7 +7,7 @@ until it does: it computes some outputs again, to the same bits, and nothing nee
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -22,10 +22,20 @@ from lbcompiler.targets.cpu.schedule.expressions import (
     substitute,
     variables_in,
 )
-from lbcompiler.targets.cpu.schedule.kernel import Nest, integer, loop, over, sequence, static
+from lbcompiler.targets.cpu.schedule.kernel import (
+    Nest,
+    integer,
+    loop,
+    over,
+    product,
+    sequence,
+    static,
+)
 from lbcompiler.targets.cpu.schedule.stages import Axis, Combine
 
 _TILES = 8  # of full height in one task
+_WINDOW_STRIDE = 4  # of a convolution or pooling; wider than that, neighbours share no cache line
+_PACK_FROM = 4  # rows that must share a column before copying it pays
 _PARALLEL_FROM = 1 << 15  # multiplications
 
 
@@ -84,21 +94,22 @@ def _row_axis(nest: Nest, column: Axis) -> Axis | None:
 
 
 def is_tileable(nest: Nest) -> bool:
-    """Whether neighbouring outputs read neighbouring elements."""
+    """Whether neighbouring outputs read neighbouring elements, or share what they read."""
     if not nest.reduced or not nest.axes or nest.dtype == "bool":
         return False
     column = nest.axes[-1]
     if not is_one(coefficient(nest.offset, column.var) or integer(0)):
         return False
-    strides = [coefficient(load.indices[0], column.var) for load in loads_in(nest.value)]
-    if any(stride is not None and is_one(stride) for stride in strides):
+    if _row_axis(nest, column) is not None:
         return True
-    return _row_axis(nest, column) is not None or _is_strided_window(nest, column)
-
-
-def _is_strided_window(nest: Nest, column: Axis) -> bool:
-    strides = [coefficient(load.indices[0], column.var) for load in loads_in(nest.value)]
-    return any(stride is not None and 1 < (static(stride) or 0) <= 4 for stride in strides)
+    reduced = {axis.var for axis in nest.reduced}
+    for load in loads_in(nest.value):
+        stride = coefficient(load.indices[0], column.var)
+        if stride is None or not variables_in(load.indices[0]) & reduced:
+            continue
+        if 1 <= (static(stride) or 0) <= _WINDOW_STRIDE:
+            return True
+    return False
 
 
 def emit_tiles(nest: Nest, lanes: int) -> Any:
@@ -139,7 +150,7 @@ def _emit(nest: Nest, row: Axis | None, column: Axis, width: int, lanes: int) ->
 
     def task() -> Any:
         if row is None:
-            return _tile(nest, {}, None, 1, column, first, width)
+            return _tile(nest, None, 1, column, first, width)
         heights = _rows(static(row.extent), lanes)
         size = _block_rows(lanes)
         statement = _block(nest, row, heights[-1], column, first, width, blocks.var, size)
@@ -177,7 +188,7 @@ def _block(
         count = tirx.min(integer(per_block), tiles - begin)
     inner = loop(
         count,
-        lambda t: _tile(packed, {}, row, height, column, first, width, row_at(begin + t)),
+        lambda t: _tile(packed, row, height, column, first, width, row_at(begin + t)),
         name="tile",
     )
     return inner if panel is None else sequence([*panel, inner])
@@ -186,13 +197,44 @@ def _block(
 def _packed(
     nest: Nest, row: Axis, column: Axis, first: Expr, width: int
 ) -> tuple[Nest, Sequence[Any] | None]:
-    """The right factor's columns copied side by side, where they are not."""
-    return nest, None
+    """With the right factor's columns copied side by side first, where they are not."""
+    factors = _factors(nest)
+    if factors is None or width == 1 or (static(row.extent) or _PACK_FROM) < _PACK_FROM:
+        return nest, None
+    left, right = sorted(factors, key=lambda factor: column.var in variables_in(factor))
+    strides = [coefficient(load.indices[0], column.var) for load in loads_in(right)]
+    if all(stride is not None and is_one(stride) for stride in strides):
+        return nest, None
+    panel = tirx.decl_buffer(
+        (product([axis.extent for axis in nest.reduced]) * integer(width),),
+        str(right.ty.dtype),
+        "panel",
+    )
+    line: Expr = integer(0)
+    for axis in nest.reduced:
+        line = line * axis.extent + axis.var
+
+    def copy(v: Expr) -> Any:
+        value = substitute(right, {column.var: first + v})
+        body = tirx.BufferStore(panel, value, [line * integer(width) + v])
+        return _reduce(nest, body)
+
+    fill = loop(width, copy, name="v")
+    packed = panel[line * integer(width) + (column.var - first)]
+    return replace(nest, value=left * packed), [tirx.AllocBuffer(panel), fill]
+
+
+def _reduce(nest: Nest, body: Any) -> Any:
+    """The body in serial loops over the reduced axes, their variables its own."""
+    for axis in reversed(nest.reduced):
+        fresh = axis.fresh()
+        body = substitute(body, {axis.var: fresh.var})
+        body = tirx.For(fresh.var, integer(0), axis.extent, ForKind.SERIAL, body)
+    return body
 
 
 def _tile(
     nest: Nest,
-    _: dict[Any, Expr],
     row: Axis | None,
     height: int,
     column: Axis,
@@ -235,10 +277,6 @@ def _tile(
             result = substitute(nest.finish, {**at(r, v), nest.result: result})
         return tirx.BufferStore(nest.out, result, [substitute(nest.offset, at(r, v))])
 
-    body = each(accumulate)
-    for axis in reversed(nest.reduced):
-        fresh = axis.fresh()
-        body = substitute(body, {axis.var: fresh.var})
-        body = tirx.For(fresh.var, integer(0), axis.extent, ForKind.SERIAL, body)
+    body = _reduce(nest, each(accumulate))
     clear = each(lambda r, v: tirx.BufferStore(accumulator, init, [position(r, v)]))
     return tirx.SeqStmt([tirx.AllocBuffer(accumulator), clear, body, each(store)])
