@@ -51,7 +51,7 @@ def test_an_interruption_leaves_nothing_behind(
 
 
 STUCK = """
-import hashlib, sys, tempfile
+import hashlib, sys, tempfile, threading
 from pathlib import Path
 import lbcompiler
 from lbcompiler import cli, cli_signals, files
@@ -59,7 +59,7 @@ from lbcompiler import cli, cli_signals, files
 def compile(model, *, output, **_):
     with files.unfinished(Path(tempfile.mkdtemp(prefix=".out.", dir="."))) as folder:
         (folder / "half").write_text("written")
-        print("started", file=sys.stderr, flush=True)
+        threading.Timer(0.5, lambda: print("started", file=sys.stderr, flush=True)).start()
         hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # one call of C, deaf for minutes
 
 cli_signals.GRACE_S = 0.2
