@@ -18,7 +18,7 @@ from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import decode
 from lbcompiler.targets.cpu.gemm import Config, Output, Place, Tile, chunk_rows, emit_gemm
 from lbcompiler.targets.cpu.gemm_integer import load_planes, load_scales, weight_arguments
-from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, fma, let, splat
+from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, fma, kernel, let, root_block, splat
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 
@@ -52,8 +52,7 @@ class FloatGemm:
         one k (float weights: one argument w f32 (T, k, 16) instead), w_tensor_scale f32 (1,), bias
         f32 (n,), y f32 (M, n).
         """
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+        with kernel() as builder:
             self._emit(n, k, bias, epilogue, config or self.config(n, k))
         return builder.get()
 
@@ -72,7 +71,8 @@ class FloatGemm:
         def body(place: Place) -> None:
             weights.emit(place, x, k)
 
-        emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
+        with root_block():
+            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
 
     def _weights(self, n: int, k: int) -> "_Blocks | _Dense":
         if self.weight is None:

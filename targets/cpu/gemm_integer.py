@@ -33,7 +33,9 @@ from lbcompiler.targets.cpu.intrinsics import (
     dot,
     dot_takes_unsigned,
     fma,
+    kernel,
     let,
+    root_block,
     splat,
 )
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
@@ -83,8 +85,7 @@ class IntegerGemm:
         row_scales f32 (M, 1), planes and w_scales as layout.py has them, w_tensor_scale f32 (1,),
         bias f32 (n,), y f32 (M, n).
         """
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+        with kernel() as builder:
             self._emit(n, k, bias, epilogue, config or self.config(n, k))
         return builder.get()
 
@@ -115,7 +116,8 @@ class IntegerGemm:
                 factors = self._factors(place, block, w_scales)
                 self._accumulate(place, sums, factors, a_scales, block)
 
-        emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
+        with root_block():
+            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
 
     def _vectors(self, place: Place) -> int:
         return place.tile.columns * COLUMNS // self.isa.lanes

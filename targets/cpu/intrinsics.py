@@ -9,15 +9,34 @@ and not on others. Where bits are part of the contract, the code says `fma` or l
 product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
 
 Expr = Any  # a tvm.tirx expression; TVM ships no type stubs
+
+
+@contextmanager
+def kernel() -> Iterator[Any]:
+    """A builder within a PrimFunc that passes of Relax and TVM leave alone: scheduled, opaque."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+        yield builder
+
+
+@contextmanager
+def root_block() -> Iterator[None]:
+    """The block that Relax takes for a function's whole body; arguments are declared before."""
+    with T.sblock("root"):
+        T.reads([])
+        T.writes([])
+        yield
 
 
 def lanes_of(x: Expr) -> int:

@@ -64,8 +64,7 @@ class LinearKernel:
             return "float32"
         if not self.is_integer:
             return f"{self.act.name}_float"
-        gemm = self._integer_gemm
-        return f"{self.act.name}_by{gemm.block}_zero{gemm.zero_point}_over{self._weight_divisor}"
+        return f"{self.act.name}_by{self.block}_zero{self.zero_point}_over{self._weight_divisor}"
 
     def quantize(self, k: int, scale_rule: str) -> Any:
         """PrimFunc(x f32 (M, k), activation operands..); None when activations stay in float.
@@ -76,12 +75,11 @@ class LinearKernel:
             return None
         if not self.is_integer:
             return Quantizer(self.act).float_operands(k, scale_rule)
-        gemm = self._integer_gemm
         return Quantizer(self.act).integer_operands(
             k,
             scale_rule,
-            block=gemm.block,
-            zero_point=gemm.zero_point,
+            block=self.block,
+            zero_point=self.zero_point,
             weight_divisor=self._weight_divisor,
         )
 
@@ -92,11 +90,10 @@ class LinearKernel:
         row_scales: list[Spec] = [((1,), "float32")] if self.act.has_tensor_scale else []
         if not self.is_integer:
             return [((k,), "float32"), *row_scales]
-        block = self._integer_gemm.block
         return [
-            ((padded(k, block),), "int8"),
+            ((padded(k, self.block),), "int8"),
             ((self.act.blocks(k),), "float32"),
-            ((-(-k // block),), "int32"),
+            ((-(-k // self.block),), "int32"),
             *row_scales,
         ]
 
@@ -133,6 +130,16 @@ class LinearKernel:
         if weight.tensor_scale is None:
             return packed
         return (*packed, np.asarray(weight.tensor_scale, np.float32).reshape(1))
+
+    @property
+    def block(self) -> int:
+        """k's of one block of an integer kernel: the shorter of the two formats' blocks."""
+        return self._integer_gemm.block
+
+    @property
+    def zero_point(self) -> int:
+        """What stands for zero in an integer kernel's weights, and its start values take off."""
+        return self._integer_gemm.zero_point
 
     @property
     def _group(self) -> int:

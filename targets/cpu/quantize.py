@@ -31,6 +31,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     cast,
     choose,
     fma,
+    kernel,
     let,
     like,
     load,
@@ -39,6 +40,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     real_of,
     reduce_max_unsigned,
     reduce_sum,
+    root_block,
     splat,
     store,
 )
@@ -159,7 +161,7 @@ class Quantizer:
         k's.
         """
         block = self.fmt.block
-        with T.parallel(m) as row:
+        with root_block(), T.parallel(m) as row:
             IRBuilder.name("row", row)
             g = None
             if row_scales is not None:
@@ -265,8 +267,7 @@ class Quantizer:
 
 
 def _prim_func(body: Callable[[Any], None]) -> Any:
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+    with kernel() as builder:
         body(tirx.Var("m", "int64"))
     return builder.get()
 

@@ -77,20 +77,26 @@ def linear(
     kernel: LinearKernel, x: Array, w: Quantized | Array, rule: str = "", bias: Array | None = None
 ) -> Array:
     """x f32 (M, K), w (N, K) quantized (or f32) -> y f32 (M, N) before the activation."""
-    tensor_scale: Array | None = None
-    q = None if kernel.act is None else kernel.act.quantize(x, rule or None, per_row=True)
+    if kernel.act is None:
+        return linear_of(kernel, x, w, bias)
+    return linear_of(kernel, kernel.act.quantize(x, rule or None, per_row=True), w, bias)
+
+
+def linear_of(
+    kernel: LinearKernel, x: Quantized | Array, w: Quantized | Array, bias: Array | None = None
+) -> Array:
+    """The same of activations that are quantized already."""
     if kernel.is_integer:
-        total = integer_sums(q, kernel.act, w, kernel.weight)
+        total = integer_sums(x, kernel.act, w, kernel.weight)
     else:
-        xv = x if q is None else exact_values(q, kernel.act)
+        xv = exact_values(x, kernel.act) if isinstance(x, Quantized) else x
         wv = exact_values(w, kernel.weight) if isinstance(w, Quantized) else w
         total = float_sums(xv, wv)
-    if q is not None and q.tensor_scale is not None:
-        tensor_scale = q.tensor_scale
+    scale: Array | None = x.tensor_scale if isinstance(x, Quantized) else None
     if isinstance(w, Quantized) and w.tensor_scale is not None:
         g = np.asarray(w.tensor_scale, np.float32).reshape(1, 1)
-        tensor_scale = g if tensor_scale is None else tensor_scale * g
-    return affine(total, tensor_scale, bias)
+        scale = g if scale is None else scale * g
+    return affine(total, scale, bias)
 
 
 def affine(total: Array, scale: Array | None, bias: Array | None) -> Array:
@@ -123,11 +129,48 @@ def run(
     kernel: LinearKernel, module: Any, x: Array, w: Quantized | Array, bias: Array | None = None
 ) -> Array:
     """quantize and gemm of a module, one after the other: y f32 (M, N)."""
-    m, k = x.shape
     operands = [x]
     if kernel.act is not None:
-        specs = [((m, *shape), dtype) for shape, dtype in kernel.quantized_specs(k)]
+        specs = [((len(x), *shape), dtype) for shape, dtype in kernel.quantized_specs(x.shape[1])]
         operands = call(module["quantize"], [x], *specs)
+    return multiply(kernel, module["gemm"], operands, w, bias)
+
+
+def multiply(
+    kernel: LinearKernel,
+    gemm: Any,
+    operands: list[Array],
+    w: Quantized | Array,
+    bias: Array | None = None,
+) -> Array:
+    """A compiled gemm of activation operands and a weight that is not packed yet: y f32 (M, N)."""
     n = len(w.codes if isinstance(w, Quantized) else w)
-    packed = [*operands, *kernel.pack(w), *([] if bias is None else [bias])]
-    return call(module["gemm"], packed, ((m, n), "float32"))[0]
+    inputs = [*operands, *kernel.pack(w), *([] if bias is None else [bias])]
+    return call(gemm, inputs, ((len(operands[0]), n), "float32"))[0]
+
+
+def integer_operands(kernel: LinearKernel, q: Quantized) -> list[Array]:
+    """What `kernel.quantize` makes, from activations that are quantized already."""
+    act, weight, block = kernel.act, kernel.weight, kernel.block
+    values = integers(q, act, padded(q.codes.shape[1], block))
+    multipliers = (act.element.integer_multiplier or 1) * (weight.element.integer_multiplier or 1)
+    starts = -kernel.zero_point * values.reshape(len(values), -1, block).sum(-1)
+    scales = decode_scales(q.scales, act.scale) * np.float32(1 / multipliers)
+    rows = [] if q.tensor_scale is None else [q.tensor_scale]
+    return [values.astype(np.int8), scales, starts.astype(np.int32), *rows]
+
+
+def any_weight(fmt: BlockFormat, n: int, k: int, seed: int) -> Quantized:
+    """Any codes (those of NaN and Inf in the last columns) under any scale bytes.
+
+    The scales of half of the columns are near one, so that results differ by more than the largest
+    term.
+    """
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 1 << fmt.element.bits, (n, k)).astype(np.uint8)
+    codes[: n - 4] = np.where(np.isfinite(fmt.element.decode(codes)), codes, 1)[: n - 4]
+    scales = rng.permutation(np.resize(np.arange(256), n * fmt.blocks(k))).reshape(n, -1)
+    one = 127 if fmt.scale == "e8m0" else 56
+    scales[: n // 2] = rng.integers(one - 9, one + 10, scales.shape)[: n // 2]
+    g = np.asarray(0.37, np.float32) if fmt.has_tensor_scale else None
+    return Quantized(codes, scales.astype(np.uint8), g)

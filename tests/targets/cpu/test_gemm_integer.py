@@ -1,0 +1,61 @@
+"""Integer GEMMs: every pair of formats, bit for bit, on every instruction set of this machine."""
+
+import numpy as np
+import pytest
+
+from lbcompiler.formats import FORMATS, Quantized
+from lbcompiler.targets.cpu.gemm import Config, Tile
+from lbcompiler.targets.cpu.kernels import kernel_for
+from tests.targets.cpu.reference import (
+    HERE,
+    any_weight,
+    compiled,
+    integer_operands,
+    linear_of,
+    multiply,
+)
+
+INTEGER = [fmt for fmt in FORMATS.values() if fmt.element.integer_multiplier is not None]
+LOW = Config((Tile(1, 2),))  # one tile compiles fastest; tests of gemm.py go through the others
+M, N, K = 3, 37, 77
+each_isa = pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+
+
+def activations(fmt, seed: int) -> Quantized:
+    """A row of plain numbers, one with the largest everywhere, one with a block of NaN."""
+    x = np.random.default_rng(seed).standard_normal((M, K)).astype(np.float32)
+    x[1] = np.where(x[1] > 0, fmt.element.max, -fmt.element.max)
+    x[2, 40] = np.nan
+    return fmt.quantize(x, per_row=True)
+
+
+@each_isa
+@pytest.mark.parametrize("weight", INTEGER, ids=lambda fmt: fmt.name)
+def test_every_code_and_scale_byte_of_every_pair(isa, weight) -> None:
+    kernels = {act.name: kernel_for(weight, act, isa) for act in INTEGER}
+    module = compiled(
+        isa, **{name: k.gemm(N, K, bias=False, config=LOW) for name, k in kernels.items()}
+    )
+    for seed, (name, kernel) in enumerate(kernels.items()):
+        w, q = any_weight(weight, N, K, seed), activations(kernel.act, seed)
+        y = multiply(kernel, module[name], integer_operands(kernel, q), w)
+        np.testing.assert_array_equal(y, linear_of(kernel, q, w))
+        assert np.isfinite(y[:2]).mean() > 0.4  # it is not NaN that is compared
+
+
+@each_isa
+@pytest.mark.parametrize("name", ["mxint8", "mxfp6"])
+def test_the_largest_products_do_not_overflow(isa, name) -> None:
+    """All codes at their limits: 127 * 127 * 32, and the sums of two products that AVX2 makes."""
+    fmt = FORMATS[name]
+    kernel = kernel_for(fmt, FORMATS["mxint8"], isa)
+    module = compiled(isa, gemm=kernel.gemm(16, 64, bias=False, config=Config((Tile(1, 1),))))
+    x = np.full((2, 64), 127, np.float32)
+    x[1, ::2] = -127
+    w = fmt.quantize(np.full((16, 64), fmt.element.max, np.float32))
+    w.codes[8:] = fmt.element.encode(np.float32(-fmt.element.max))
+    if name == "mxint8":
+        w.codes[12:] = 0x80  # -128, which is read though never written
+    q = kernel.act.quantize(x, per_row=True)
+    y = multiply(kernel, module["gemm"], integer_operands(kernel, q), w)
+    np.testing.assert_array_equal(y, linear_of(kernel, q, w))

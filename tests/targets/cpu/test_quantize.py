@@ -1,0 +1,115 @@
+"""Activations quantized in the kernel equal `BlockFormat.quantize`, bit for bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import FORMATS, decode_scales
+from lbcompiler.targets.cpu.isa import detect
+from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
+from lbcompiler.targets.cpu.layout import padded
+from lbcompiler.targets.cpu.quantize import RULES
+from tests.targets.cpu.reference import HERE, call, compiled, exact_values, integers
+
+K = 77  # two whole blocks of 32 and a short one, four of 16 and a short one
+CASES = [(fmt.name, rule) for fmt in FORMATS.values() for rule in RULES[fmt.scale]]
+# a weight whose block differs, one whose zero point and multiplier do, and one in float
+WEIGHTS = ("mxfp4", "nvint4", "mxfp8")
+
+
+def corner_rows() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, K)) * np.exp(8 * rng.standard_normal((64, 1)))
+    x[0] = 0
+    x[1] = -0.0
+    x[2, 5], x[3, 40], x[4, 76] = np.nan, np.inf, -np.inf
+    x[5] = np.nan
+    x[6] = 2.0**-149
+    x[7] = 2.0**-127 * rng.standard_normal(K)
+    x[8] = 3.4e38 * rng.uniform(-1, 1, K)
+    x[9] = np.float32(3.4028235e38)
+    x[10, 16:48] = 0
+    x[11] = rng.choice([-448, 448, 0.015625, -0.0009765625, 6, 5, 2.5, 0.25, -0.75, 3.5], K)
+    ties = np.concatenate([np.arange(-8, 8.5, 0.25), np.arange(-1, 2, 0.25)])
+    for row, limit in enumerate((127, 31, 7, 7.5, 6, 28, 448, 57344), start=12):
+        x[row] = np.resize(ties, K) * rng.choice([1, 0.125, 1 / 64])
+        x[row, ::32] = limit  # a scale of one, or next to it
+        x[row + 8] = rng.integers(-130, 131, K) * 0.5
+        x[row + 8, ::16] = np.nextafter(np.float32(limit), np.float32(1e9))
+    x[28:40] = 2.0 ** rng.integers(-149, 128, (12, 1)) * rng.uniform(-1, 1, (12, K))
+    return x.astype(np.float32)
+
+
+def check(kernel: LinearKernel, function, x: np.ndarray, rule: str) -> None:
+    """Every operand of the kernel against the format's reference."""
+    specs = [((len(x), *shape), dtype) for shape, dtype in kernel.quantized_specs(x.shape[1])]
+    operands = call(function, [x], *specs)
+    fmt, q = kernel.act, kernel.act.quantize(x, rule, per_row=True)
+    if fmt.has_tensor_scale:
+        np.testing.assert_array_equal(operands.pop(), q.tensor_scale)
+    if not kernel.is_integer:
+        values = exact_values(q, fmt)
+        np.testing.assert_array_equal(operands[0], values)
+        np.testing.assert_array_equal(
+            np.signbit(operands[0]), np.signbit(values) & ~np.isnan(values)
+        )
+        return
+    values, scales, starts = operands
+    block = kernel.block
+    expected = integers(q, fmt, padded(x.shape[1], block))
+    np.testing.assert_array_equal(values, expected)
+    multipliers = fmt.element.integer_multiplier * kernel.weight.element.integer_multiplier
+    np.testing.assert_array_equal(
+        scales, decode_scales(q.scales, fmt.scale) * np.float32(1 / multipliers)
+    )
+    sums = expected.reshape(len(x), -1, block).sum(-1)
+    np.testing.assert_array_equal(starts, -kernel.zero_point * sums)
+
+
+@pytest.mark.parametrize(
+    ("isa", "weight"),
+    [(isa, w) for isa in HERE for w in (WEIGHTS if isa is HERE[0] else WEIGHTS[:1])],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_corner_rows(isa, weight) -> None:
+    kernels = {case: kernel_for(FORMATS[weight], FORMATS[case[0]], isa) for case in CASES}
+    module = compiled(
+        isa, **{f"{name}_{rule}": kernels[name, rule].quantize(K, rule) for name, rule in CASES}
+    )
+    for name, rule in CASES:
+        check(kernels[name, rule], module[f"{name}_{rule}"], corner_rows(), rule)
+
+
+@pytest.mark.parametrize("k", [1, 48, 64])
+@pytest.mark.parametrize("weight", ["nvfp4", "mxfp8"])
+def test_any_k(k, weight) -> None:
+    kernels = [kernel_for(FORMATS[weight], fmt, detect()) for fmt in FORMATS.values()]
+    functions = {q.act.name: q.quantize(k, q.act.default_rule) for q in kernels}
+    module = compiled(detect(), **functions)
+    x = np.random.default_rng(k).standard_normal((3, k)).astype(np.float32)
+    for kernel in kernels:
+        check(kernel, module[kernel.act.name], x, kernel.act.default_rule)
+
+
+@pytest.fixture(scope="module")
+def mxfp4_and_nvint4():
+    kernels = [kernel_for(FORMATS[name], FORMATS[name], detect()) for name in ("mxfp4", "nvint4")]
+    functions = {k.act.name: k.quantize(40, k.act.default_rule) for k in kernels}
+    return kernels, compiled(detect(), **functions)
+
+
+@settings(deadline=None, max_examples=60)
+@given(x=arrays(np.float32, (4, 40), elements=st.floats(width=32)))
+def test_any_float(mxfp4_and_nvint4, x) -> None:
+    kernels, module = mxfp4_and_nvint4
+    for kernel in kernels:
+        check(kernel, module[kernel.act.name], x, kernel.act.default_rule)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("mxfp4", "mse"), ("nvfp4", "sweep")])
+def test_a_rule_that_searches_is_for_weights(name, rule) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        kernel_for(FORMATS["mxint8"], FORMATS[name], detect()).quantize(32, rule)
