@@ -3,7 +3,6 @@
 The whole way is in test_cli_flow.py, signals and pipes are in test_cli_process.py.
 """
 
-import hashlib
 import json
 import re
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import lbcompiler
-from lbcompiler import cli_show
 from lbcompiler.artifact import (
     Artifact,
     DimRecord,
@@ -372,43 +370,7 @@ def test_run_refusals(compiler: StandIn, arguments: list[str], message: str) -> 
     assert message in result.stderr
 
 
-# --- inspect, verify, formats, doctor
-
-
-@pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    """One that can be inspected, though not loaded."""
-    folder = tmp_path / "m.lbc"
-    folder.mkdir()
-    (folder / "model.so").write_bytes(b"0123456789")
-    files = {"model.so": FileRecord(sha256=hashlib.sha256(b"0123456789").hexdigest(), bytes=10)}
-    manifest = MANIFEST.model_copy(update={"files": files})
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    return folder
-
-
-def test_inspect(artifact: Path) -> None:
-    result = lbc("inspect", artifact)
-    assert result.exit_code == 0, result.output
-    for part in ("all hashes verified", "cpu:avx2", "float32 batchx32", "batch 1..", NAME,
-                 "requested", "realized", "gemm_nvfp4", "matmul of two activations"):  # fmt: skip
-        assert part in result.stdout
-    assert NAME not in lbc("inspect", artifact, "--no-layers").stdout
-
-
-def test_inspect_json_is_the_manifest(artifact: Path) -> None:
-    found = said(lbc("inspect", artifact, "--json"))
-    assert found == json.loads((artifact / "manifest.json").read_text())
-    assert {"name", "op", "shape", "requested", "realized", "weight_format", "activation_format",
-            "scale_rule", "kernel", "reason"} <= found["layers"][0].keys()  # fmt: skip
-
-
-def test_inspect_finds_an_altered_file(artifact: Path) -> None:
-    (artifact / "model.so").write_bytes(b"0123456780")
-    result = lbc("inspect", artifact, "--json")
-    assert result.exit_code == 2
-    assert json.loads(result.stdout)["error"]["kind"] == "ArtifactError"
-    assert "model.so" in result.stderr
+# --- verify
 
 
 def test_verify_prints_and_passes_on(compiler: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,45 +397,3 @@ def test_verify_prints_and_passes_on(compiler: StandIn, monkeypatch: pytest.Monk
         "outputs": {"y": {"qsnr_db": 31.25, "cosine": None, "perplexity": None}},
         "layers": [{"name": NAME, "qsnr_db": 40.5}],
     }
-
-
-def test_formats() -> None:
-    from lbcompiler.formats import FORMATS
-
-    text = lbc("formats").stdout
-    found = said(lbc("formats", "--json"))["formats"]
-    assert [row["name"] for row in found] == list(FORMATS)
-    assert all("cpu" in row["targets"] for row in found)
-    for name in FORMATS:
-        assert name in text
-
-
-@pytest.mark.parametrize("problems", [[], ["TVM is broken"]])
-def test_doctor(monkeypatch: pytest.MonkeyPatch, problems: list[str]) -> None:
-    from lbcompiler import doctor
-
-    machine = doctor.Machine("Linux", "x86_64", "Some CPU", ["avx2"], 8, 4, 2**34, 2**33)
-    checkup = doctor.Checkup(
-        "0.1.0",
-        machine,
-        [doctor.InstructionSet("avx2", True, True)],
-        [doctor.Tool("nvcc", "compiles CUDA code")],
-        ["NVIDIA H200"],
-        [doctor.Package("torch", "==2", "", False, "torch", "pip install torch")],
-        problems,
-    )
-    monkeypatch.setattr(doctor, "examine", lambda: checkup)
-    result = lbc("doctor")
-    assert result.exit_code == (2 if problems else 0)
-    for part in ("Some CPU", "4 of 8 cores", "8 GiB of 16 GiB", "avx2 (chosen)", "NVIDIA H200"):
-        assert part in result.stdout
-    assert (f"PROBLEM: {problems[0]}" if problems else "no problems found") in result.stdout
-    found = json.loads(lbc("doctor", "--json").stdout)
-    assert found["problems"] == problems
-    assert found["instruction_sets"] == [{"name": "avx2", "runs_here": True, "is_chosen": True}]
-
-
-def test_sizes_for_people() -> None:
-    assert [cli_show.size(n) for n in (0, 1023, 1024, 5 * 2**20, 2**31)] == [
-        "0 B", "1023 B", "1 KiB", "5 MiB", "2 GiB",
-    ]  # fmt: skip

@@ -5,6 +5,7 @@ What every verb prints as JSON is held against docs/json.md, field by field.
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,8 +133,20 @@ def test_inspect_shows_every_layer(folder: Path) -> None:
         ("/head/MatMul", "mxint8", "mxint8"),
     ]
     text = lbc("inspect", folder / "lm.lbc").stdout
-    assert "/up/MatMul" in text
-    assert "2 layers (2 mxint8 x mxint8)" in text
+    for part in ("/up/MatMul", "all hashes verified", "int64 batchxlength", "requested",
+                 "realized", "2 layers (2 mxint8 x mxint8)"):  # fmt: skip
+        assert part in text
+    assert "/up/MatMul" not in lbc("inspect", folder / "lm.lbc", "--no-layers").stdout
+
+
+def test_inspect_finds_an_altered_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "lm.lbc", tmp_path / "bad.lbc")
+    weights = tmp_path / "bad.lbc" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    result = lbc("inspect", tmp_path / "bad.lbc", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["kind"] == "ArtifactError"
+    assert "weights.safetensors" in result.stderr
 
 
 def test_run_and_verify_agree_with_the_source(folder: Path) -> None:

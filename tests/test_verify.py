@@ -11,9 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lbcompiler.epilogues import EPILOGUES
 from lbcompiler.errors import ConfigError, InputError, ModelError
-from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Port
 from lbcompiler.metrics import IDENTICAL_DB
 from lbcompiler.references import OnnxReference, open_reference
@@ -245,26 +243,6 @@ def test_expected_rows(shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
     assert found[row, 2] == value[where] + np.float32(2)
     with_bias = Layer("l", "Op", shape, "y", True)
     np.testing.assert_array_equal(expected_rows(with_bias, value, bias) + bias, found)
-
-
-@pytest.mark.parametrize("name", EPILOGUES)
-def test_epilogues_against_torch(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    nn = torch.nn.functional
-    reference = {
-        "none": lambda x: x,
-        "gelu_tanh": lambda x: nn.gelu(x, approximate="tanh"),
-        "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh,
-    }.get(name) or getattr(nn, name)
-    x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, 1e4, -100, 100]]).astype(np.float32)
-    y = EPILOGUES[name](x)
-    assert y.dtype == np.float32
-    np.testing.assert_allclose(y, reference(torch.from_numpy(x)).numpy(), rtol=2e-6, atol=2e-6)
-
-
-def test_every_epilogue_of_the_ir_has_its_reference() -> None:
-    assert set(EPILOGUES) == set(ops.EPILOGUES)
 
 
 def test_a_model_without_inputs(tmp_path: Path) -> None:
