@@ -1,5 +1,4 @@
 """From a model file to a running artifact: small, every format, tails in every dimension."""
-"""
 
 import gc
 from pathlib import Path
@@ -18,9 +17,7 @@ from tests.bench.agreement import agreement
 from tests.bench.fake_quantized import Quantization
 from tests.bench.reference import Reference
 
-SAME_ARITHMETIC = (
-    100.0  # dB: float32 rounds at 144 dB; a sum of 360 terms loses 26 of them
-)
+SAME_ARITHMETIC = 100.0  # dB: float32 rounds at 144 dB; a sum of 360 terms loses 26 of them
 SEED = np.random.default_rng(3)
 
 
@@ -249,7 +246,9 @@ def test_the_ir_is_dumped_after_every_pass(model: Path, tmp_path: Path) -> None:
     assert (
         passes.index("quantize_weights") < passes.index("insert_qdq") < passes.index("fuse_linear")
     )
-    assert "lbc.linear" in (tmp_path / "ir" / f"{names[passes.index('fuse_linear')]}.py").read_text()
+    assert (
+        "lbc.linear" in (tmp_path / "ir" / f"{names[passes.index('fuse_linear')]}.py").read_text()
+    )
 
 
 def test_the_plan_is_what_compile_does(model: Path, artifact: lbcompiler.Artifact) -> None:
