@@ -15,6 +15,7 @@ from lbcompiler.ir import ops
 from lbcompiler.ir.model import Array, Model, Weight
 
 Feeds = Mapping[str, Array]
+SMALL = 1 << 20  # bytes of weights: below, LLVM's optimizing takes longer than it saves
 
 
 def run_float(model: Model, feeds: Feeds) -> list[Array]:
@@ -25,7 +26,9 @@ def run_float(model: Model, feeds: Feeds) -> list[Array]:
 def compile_float(model: Model) -> Callable[[Feeds], list[Array]]:
     """Compile once, run with several shapes."""
     device = tvm.cpu()
-    machine = relax.VirtualMachine(tvm.compile(plain_relax(model), target="llvm"), device)
+    size = sum(weight.nbytes for weight in model.weights.values())
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 3 if size > SMALL else 0})
+    machine = relax.VirtualMachine(tvm.compile(plain_relax(model), target=target), device)
 
     def run(feeds: Feeds) -> list[Array]:
         assert set(feeds) == {port.name for port in model.inputs}
