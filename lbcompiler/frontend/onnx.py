@@ -27,11 +27,11 @@ from tvm import relax
 
 from lbcompiler.errors import LbcError, ModelError
 from lbcompiler.frontend import onnx_convert, onnx_fold, onnx_functions, onnx_sizes, onnx_tvm
-from lbcompiler.frontend.onnx_graph import Constant, Graph, Node, Tensor, Value
+from lbcompiler.frontend.onnx_graph import COMPUTED, Constant, Graph, Node, Tensor, Value
 from lbcompiler.frontend.onnx_inputs import InputReader, InputShapes
 from lbcompiler.frontend.onnx_read import MAIN, read_onnx
 from lbcompiler.frontend.onnx_weights import computed_type, element_type, read_weight
-from lbcompiler.frontend.shapes import text
+from lbcompiler.frontend.shapes import Size, text
 from lbcompiler.ir.model import Model, Port
 
 Values = dict[str, Value]
@@ -66,23 +66,13 @@ class _Importer:
         values: Values = self.initializers(source)
         entries = [entry for entry in source.input if entry.name not in values]
         ports = tuple(InputReader(self.graph, self.path, given, self.limits).ports(entries))
-        builder = self.graph.builder
-        variables = [
-            relax.Var(port.name, self.graph.type(shape, port.dtype)) for port, shape in ports
-        ]
-        with builder.function("main", variables):
-            with builder.dataflow():
-                for variable, (port, shape) in zip(variables, ports, strict=True):
-                    values[port.name] = self.entered(Tensor(variable, tuple(shape), port.dtype))
-                self.nodes(source, values, self.opsets)
-                results = [self.left(values, entry) for entry in source.output]
-                out = (
-                    results[0].expr if len(results) == 1 else relax.Tuple([r.expr for r in results])
-                )
-                bound = builder.emit_output(out)
-            builder.emit_func_output(bound)
+        try:
+            results = self.function(source, ports, values)
+        except Exception:
+            self.graph.builder._end_block()  # else TVM complains of it on stderr
+            raise
         return Model(
-            module=builder.finalize(),
+            module=self.graph.builder.finalize(),
             weights=self.graph.weights,
             inputs=tuple(port for port, _ in ports),
             outputs=tuple(
@@ -97,6 +87,26 @@ class _Importer:
             layers=self.graph.layers,
             source=str(self.path),
         )
+
+    def function(
+        self, source: onnx.GraphProto, ports: tuple[tuple[Port, list[Size]], ...], values: Values
+    ) -> list[Tensor]:
+        """Emit `main`; the outputs as tensors of it."""
+        builder = self.graph.builder
+        variables = [
+            relax.Var(port.name, self.graph.type(shape, port.dtype)) for port, shape in ports
+        ]
+        with builder.function("main", variables):
+            with builder.dataflow():
+                for variable, (port, shape) in zip(variables, ports, strict=True):
+                    values[port.name] = self.entered(Tensor(variable, tuple(shape), port.dtype))
+                self.nodes(source, values, self.opsets)
+                results = [self.left(values, entry) for entry in source.output]
+                exprs = [result.expr for result in results]
+                out = exprs[0] if len(exprs) == 1 else relax.Tuple(exprs)
+                bound = builder.emit_output(out)
+            builder.emit_func_output(bound)
+        return results
 
     def initializers(self, source: onnx.GraphProto) -> Values:
         if source.sparse_initializer:
@@ -113,6 +123,10 @@ class _Importer:
 
     def entered(self, value: Tensor) -> Tensor:
         dtype = computed_type(value.dtype)
+        if dtype not in COMPUTED:
+            raise ModelError(
+                f"{str(self.path)!r} has an input of type {dtype}, which only constants may have."
+            )
         return (
             value if dtype == value.dtype else self.graph.emit(relax.op.astype(value.expr, dtype))
         )

@@ -4,7 +4,6 @@ height of 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -219,7 +218,7 @@ def _transposed_pads(
             raise ModelError(
                 f"its padding, {text(total)}, is not known before the run: fix the input shape"
             )
-        small = math.floor(total / 2)
+        small = int(total / 2)
         begins.append(small if auto != "SAME_LOWER" else total - small)
         ends.append(total - begins[-1])
     return begins + ends, list(extra)

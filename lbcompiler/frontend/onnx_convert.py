@@ -12,6 +12,7 @@ from lbcompiler.frontend import (
     onnx_quantized,
     onnx_reduce,
     onnx_resize,
+    onnx_sequence,
     onnx_slice,
 )
 from lbcompiler.frontend.onnx_graph import Converter, Node
@@ -27,6 +28,7 @@ MAIN: dict[str, Converter] = {
     **onnx_quantized.CONVERTERS,
     **onnx_reduce.CONVERTERS,
     **onnx_resize.CONVERTERS,
+    **onnx_sequence.CONVERTERS,
     **onnx_slice.CONVERTERS,
 }
 TABLES: dict[str, dict[str, Converter]] = {

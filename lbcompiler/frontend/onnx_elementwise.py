@@ -13,7 +13,7 @@ from lbcompiler.frontend.onnx_graph import Constant, Converter, Expr, Graph, Nod
 from lbcompiler.frontend.onnx_weights import computed_type, element_type
 
 op = relax.op
-KEEPS_SIGN = {"Add", "Mul", "Max", "Min", "Div"}  # nonnegative integers in, nonnegative out
+KEEPS_SIGN = {"Add", "Mul", "Max", "Min"}  # nonnegative integers in, nonnegative out
 
 
 def _unary(fn: Callable[[Expr], Expr]) -> Converter:
@@ -73,8 +73,25 @@ def _small_power(graph: Graph, base: Tensor, exponent: float) -> Expr | None:
     )
 
 
+def _divide(graph: Graph, node: Node) -> Value:
+    """Integers divide toward zero."""
+    a, b = graph.broadcast(node[0], _divisor(graph, node[1]))
+    positive = all(graph.is_nonnegative_tensor(node[i]) for i in range(2))
+    return graph.emit(op.divide(a.expr, b.expr), nonnegative=positive)
+
+
+def _divisor(graph: Graph, value: Value) -> Value:
+    """An integer divisor with 1 for 0: a division by zero would end the process."""
+    if "int" not in value.dtype:
+        return value
+    if isinstance(value, Constant) and value.array().all():
+        return value
+    x, zero = graph.expr(value), graph.scalar(0, value.dtype)
+    return graph.emit(op.where(op.equal(x, zero), graph.scalar(1, value.dtype), x))
+
+
 def _mod(graph: Graph, node: Node) -> Value:
-    a, b = graph.broadcast(node[0], node[1])
+    a, b = graph.broadcast(node[0], _divisor(graph, node[1]))
     if not node.attribute("fmod", 0):
         return graph.emit(op.floor_mod(a.expr, b.expr))
     quotient = op.divide(a.expr, b.expr)  # integers divide toward zero already
@@ -272,7 +289,7 @@ CONVERTERS: dict[str, Converter] = {
     "Clip": _clip,
     "Cos": _unary(op.cos),
     "Cosh": _unary(op.cosh),
-    "Div": _binary(op.divide),
+    "Div": _divide,
     "Dropout": _dropout,
     "Elu": _with("alpha", 1.0, _elu),
     "Equal": _binary(op.equal),

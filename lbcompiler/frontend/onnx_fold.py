@@ -41,11 +41,7 @@ def fold(graph: Graph, node: Node) -> list[Constant] | None:
     inputs = [value for value in node.inputs if value is not None]
     if not inputs or not all(isinstance(value, Constant) for value in inputs):
         return None
-    if (
-        node.op in RANDOM | SUBGRAPHS
-        or node.domain not in ("", "ai.onnx")
-        or node.op.startswith("Sequence")
-    ):
+    if node.op in RANDOM | SUBGRAPHS or node.domain not in ("", "ai.onnx") or "Sequence" in node.op:
         return None
     constants: list[Constant | None] = list(node.inputs)  # type: ignore[arg-type]
     if node.op == "Transpose":

@@ -3,15 +3,51 @@ attributes.
 """
 
 import onnx
-from onnx import FunctionProto, defs, helper
+from onnx import FunctionProto, defs, helper, parser
 
 from lbcompiler.frontend.onnx_fold import dtype_code
 from lbcompiler.frontend.onnx_graph import Node
 from lbcompiler.frontend.shapes import is_known
 
+QLINEAR = {
+    "QLinearMatMul": """
+        (a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero) => (y) {
+            af = DequantizeLinear <axis = -2> (a, a_scale, a_zero)
+            bf = DequantizeLinear <axis = -1> (b, b_scale, b_zero)
+            yf = MatMul(af, bf)
+            y = QuantizeLinear(yf, y_scale, y_zero) }""",
+    "QLinearConv": """
+        <auto_pad, dilations, group, kernel_shape, pads, strides>
+        (x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, b) => (y) {
+            xf = DequantizeLinear(x, x_scale, x_zero)
+            wf = DequantizeLinear <axis = 0> (w, w_scale, w_zero)
+            b_scale = Mul(x_scale, w_scale)
+            bf = DequantizeLinear <axis = 0> (b, b_scale)
+            yf = Conv <auto_pad: string = @auto_pad, dilations: ints = @dilations,
+                group: int = @group, kernel_shape: ints = @kernel_shape, pads: ints = @pads,
+                strides: ints = @strides> (xf, wf, bf)
+            y = QuantizeLinear(yf, y_scale, y_zero) }""",
+}
+
+
+def _qlinear(node: Node) -> FunctionProto:
+    header = '<domain: "lbc", opset_import: ["" : 19]> '
+    body = parser.parse_function(f"{header}{node.op} {QLINEAR[node.op]}")
+    if node.op == "QLinearConv" and not node.has(8):
+        kept = [inner for inner in body.node if not {"b_scale", "bf"} & set(inner.output)]
+        del body.node[:]
+        body.node.extend(kept)
+        for inner in body.node:
+            if "bf" in inner.input:
+                inner.input.remove("bf")
+    _specialize(node, body, {})
+    return body
+
 
 def body_of(node: Node) -> FunctionProto | None:
     """The nodes that define `node`, or None if its schema has no body."""
+    if node.domain == "" and node.op in QLINEAR:
+        return _qlinear(node)
     try:
         schema = defs.get_schema(node.op, node.opset, node.domain)
     except defs.SchemaError:
@@ -33,10 +69,15 @@ def body_of(node: Node) -> FunctionProto | None:
     defaults = {
         name: a.default_value for name, a in schema.attributes.items() if a.default_value.name
     }
+    _specialize(node, body, defaults)
+    return body
+
+
+def _specialize(node: Node, body: FunctionProto, defaults: dict[str, onnx.AttributeProto]) -> None:
+    """Put the node's attributes where the body refers to them."""
     given = {a.name: a for a in node.proto.attribute}
     for inner in body.node:
         _fill(inner, {**defaults, **given}, node.name)
-    return body
 
 
 def _type(value: object) -> onnx.TypeProto:

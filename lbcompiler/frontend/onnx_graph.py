@@ -31,6 +31,7 @@ from lbcompiler.ir.model import Array, Layer, Weight
 
 Expr = Any
 SMALL = 1024  # elements: a larger constant goes to the weight table
+COMPUTED = ("float32", "bool", *(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)))
 SIZES_LIMIT = 256  # elements: a larger integer tensor is data, not sizes
 
 
@@ -86,7 +87,22 @@ class SizeTensor:
         return self.values.shape
 
 
-Value = Tensor | Constant | SizeTensor
+@dataclass(frozen=True, eq=False)
+class TensorList:
+    """An ONNX sequence whose length is known: it exists only between nodes."""
+
+    items: tuple[Value, ...]
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        raise ModelError("it takes a tensor and is given a sequence of tensors")
+
+    @property
+    def dtype(self) -> str:
+        raise ModelError("it takes a tensor and is given a sequence of tensors")
+
+
+Value = Tensor | Constant | SizeTensor | TensorList
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,8 @@ class Graph:
         """The value as a tensor of the graph."""
         if isinstance(value, Tensor):
             return value.expr
+        if isinstance(value, TensorList):
+            raise ModelError("it takes a tensor and is given a sequence of tensors")
         if id(value) not in self._written:  # the value is kept beside, so that its id stays its own
             write = self._constant if isinstance(value, Constant) else self._size_tensor
             self._written[id(value)] = (value, write(value))  # type: ignore[arg-type]
@@ -184,9 +202,11 @@ class Graph:
         return Tensor(self.expr(value), tuple(value.shape), value.dtype, nonnegative)
 
     def _constant(self, value: Constant) -> Expr:
+        if value.dtype not in COMPUTED:
+            raise ModelError(f"{value.dtype} constants can only be dequantized, not computed with")
         if value.size > SMALL:
             return self.builder.emit(self.weight(value))
-        return relax.const(np.ascontiguousarray(value.array()), value.dtype)
+        return relax.const(np.asarray(value.array(), order="C"), value.dtype)
 
     def _size_tensor(self, value: SizeTensor) -> Expr:
         flat = relax.ShapeExpr([expression(size) for size in value.values.ravel()])
@@ -236,6 +256,9 @@ class Graph:
             return SizeTensor(values, dtype)
         return self.constant(np.array(values.tolist()).reshape(values.shape).astype(dtype))
 
+    def of_number(self, number: int) -> Constant:
+        return self.constant(np.array(number, np.int64))
+
     def constant(self, array: Array, name: str = "") -> Constant:
         return Constant(name or f"constant.{len(self._written)}.{id(array):x}", Weight.of(array))
 
@@ -248,6 +271,8 @@ class Graph:
                 and value.dtype.startswith("int")
                 and bool((value.array() >= 0).all())
             )
+        if isinstance(value, TensorList):
+            return False
         return all(self.shapes.proven(expression(size) >= 0) for size in value.values.ravel())
 
     def broadcast(self, *values: Value) -> list[Tensor]:

@@ -203,9 +203,8 @@ def _reverse_sequence(graph: Graph, node: Node) -> Value:
     x, lengths = graph.tensor(node[0]), graph.tensor(node[1])
     time, batch = node.attribute("time_axis", 0), node.attribute("batch_axis", 1)
     extent = x.shape[time]
-    length = op.reshape(
-        op.astype(lengths.expr, "int64"), [-1 if i == batch else 1 for i in range(2)]
-    )
+    counts = graph.emit(op.astype(lengths.expr, "int64"))
+    length = graph.reshape(counts, [x.shape[batch] if i == batch else 1 for i in range(2)]).expr
     at = graph.reshape(arange(graph, 0, extent), [extent if i == time else 1 for i in range(2)])
     mirrored = op.subtract(op.subtract(length, graph.scalar(1, "int64")), at.expr)
     source = graph.emit(op.where(op.less(at.expr, length), mirrored, at.expr))

@@ -124,12 +124,18 @@ def _concat(graph: Graph, node: Node) -> Value:
 
 
 def concat(graph: Graph, values: Sequence[Value], axis: int) -> Tensor:
+    full = [value for value in values if not is_empty(value.shape[axis])]
+    values = full or values[:1]
     positive = all(graph.is_nonnegative_tensor(value) for value in values)
     tensors = graph.agree_but(axis, values)
     if len(tensors) == 1:
         return tensors[0]
     axis %= len(tensors[0].shape)
     return graph.emit(op.concat([t.expr for t in tensors], axis), nonnegative=positive)
+
+
+def is_empty(size: Size) -> bool:
+    return is_known(size) and bool(size == 0)
 
 
 def fill(graph: Graph, shape: Sequence[Size], number: float, dtype: str) -> Tensor:
@@ -201,9 +207,8 @@ def _space_to_depth(graph: Graph, node: Node) -> Value:
     block = node.attribute("blocksize")
     rows, columns = (graph.shapes.floor_divide(size, block) for size in (h, w))
     split = graph.reshape(node[0], [n, c, rows, block, columns, block])
-    return graph.reshape(
-        graph.transpose(split, [0, 3, 5, 1, 2, 4]), [n, c * block * block, rows, columns]
-    )
+    order = [0, 3, 5, 1, 2, 4] if node.attribute("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    return graph.reshape(graph.transpose(split, order), [n, c * block * block, rows, columns])
 
 
 def _trilu(graph: Graph, node: Node) -> Value:

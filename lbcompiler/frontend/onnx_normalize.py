@@ -109,7 +109,7 @@ def _rms_normalization(graph: Graph, node: Node) -> Value:
 
 
 def rms_norm(graph: Graph, x: Tensor, scale: Value, axes: list[int], epsilon: float) -> Tensor:
-    if tuple(scale.shape) == tuple(x.shape[axes[0] :]):
+    if axes[0] > 0 and tuple(scale.shape) == tuple(x.shape[axes[0] :]):
         return graph.emit(op.nn.rms_norm(x.expr, graph.expr(scale), axes, epsilon))
     square = op.mean(op.multiply(x.expr, x.expr), axes, True)
     spread = op.sqrt(op.add(square, graph.scalar(epsilon, "float32")))

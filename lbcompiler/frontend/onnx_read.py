@@ -9,11 +9,12 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import inliner
+from onnx import defs, inliner
 
 from lbcompiler.errors import ModelError
 
-OLDEST, NEWEST = 9, 26  # opsets of the main domain; converters know what changed between them
+OLDEST = 7  # operators broadcast as numpy does since then
+NEWEST = defs.onnx_opset_version()
 MAIN = ("", "ai.onnx")
 
 

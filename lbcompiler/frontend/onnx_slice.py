@@ -83,7 +83,8 @@ def part(graph: Graph, x: Tensor, slices: dict[int, tuple[Size, Size, int]]) -> 
     if not kept:
         return x
     if any(is_known(b) and is_known(e) and b == e for b, e, _ in kept.values()):
-        raise ModelError("it leaves nothing of the tensor")
+        spans = {a: shapes.ceil_divide(shapes.simple(e - b), s) for a, (b, e, s) in kept.items()}
+        return fill(graph, [spans.get(a, size) for a, size in enumerate(x.shape)], 0, x.dtype)
     begins, ends, steps = ([expression(slice_[i]) for slice_ in kept.values()] for i in range(3))
     sliced = op.strided_slice(x.expr, list(kept), begins, ends, steps, assume_inbound=True)
     return graph.emit(sliced, nonnegative=x.nonnegative)

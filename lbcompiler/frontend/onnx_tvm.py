@@ -15,7 +15,7 @@ from lbcompiler.errors import ModelError
 from lbcompiler.frontend.onnx_graph import Graph, Node, Tensor
 from lbcompiler.frontend.shapes import all_known
 
-TRIED = {"AffineGrid", "GridSample", "MaxRoiPool", "RoiAlign", "GRU", "LSTM", "RNN", "Det", "DFT"}
+TRIED = {"GridSample", "MaxRoiPool", "RoiAlign"}
 
 
 def convert(graph: Graph, node: Node) -> list[Tensor]:
@@ -27,6 +27,8 @@ def convert(graph: Graph, node: Node) -> list[Tensor]:
             "exporter so that it is "
             "written in basic operators, or compute it outside of the model"
         )
+    if node.op == "RoiAlign" and node.attribute("mode", "avg") != "avg":
+        raise ModelError("RoiAlign by maximum cannot be compiled: TVM's differs from ONNX's")
     open_ = [value for value in node.inputs if value is not None and not all_known(value.shape)]
     if open_:
         raise ModelError(

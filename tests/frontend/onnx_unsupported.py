@@ -1,0 +1,82 @@
+"""What of ONNX the frontend refuses, each with its reason: the other half of the conformance
+test.
+"""
+
+DATA = "the shape of its result depends on data"
+STRINGS = "strings"
+RECURRENT = "a loop over time, whose length is dynamic in the models that use it"
+TRAINING = "a training operator"
+OPTIONAL = "optional and sequence values do not cross the model's border"
+
+OPERATORS = {
+    "Adagrad": TRAINING,
+    "Adam": TRAINING,
+    "AffineGrid": "the function body computes shapes from data",
+    "Bernoulli": "random numbers",
+    "BitCast": "Relax has no reinterpretation of bits",
+    "Col2Im": "not found in the models we compile",
+    "ConvInteger": "use QLinearConv or a dequantized weight",
+    "DFT": "signal processing",
+    "DeformConv": "not found in the models we compile",
+    "Det": "linear algebra",
+    "GRU": RECURRENT,
+    "If": "its condition is an input in the node tests; one known at import is taken",
+    "ImageDecoder": "file decoding",
+    "LSTM": RECURRENT,
+    "LinearAttention": RECURRENT,
+    "Loop": "a loop whose length depends on data",
+    "MaxUnpool": "takes the indices of MaxPool, which are not computed",
+    "MelWeightMatrix": "signal processing; its inputs are constants in models, which are folded",
+    "Momentum": TRAINING,
+    "NonMaxSuppression": DATA,
+    "NonZero": DATA,
+    "OptionalGetElement": OPTIONAL,
+    "OptionalHasElement": OPTIONAL,
+    "RNN": RECURRENT,
+    "RegexFullMatch": STRINGS,
+    "STFT": "signal processing",
+    "Scan": "a loop whose length depends on data",
+    "SequenceInsert": OPTIONAL,
+    "SequenceMap": OPTIONAL,
+    "SplitToSequence": OPTIONAL,
+    "StringConcat": STRINGS,
+    "StringNormalizer": STRINGS,
+    "StringSplit": STRINGS,
+    "TensorScatter": "a cache written in place",
+    "TfIdfVectorizer": STRINGS,
+    "Unique": DATA,
+}
+
+CASES = {  # of operators that are supported otherwise: a part of the case's name, and why
+    "float8": "float8 exists in constants only",
+    "e4m3": "float8 exists in constants only",
+    "e5m2": "float8 exists in constants only",
+    "e8m0": "float8 exists in constants only",
+    "float4": "float4 exists in constants only",
+    "FLOAT4": "float4 exists in constants only",
+    "FLOAT8": "float8 exists in constants only",
+    "E8M0": "float8 exists in constants only",
+    "INT4": "4-bit integers exist in constants only",
+    "INT2": "2-bit integers exist in constants only",
+    "int4": "4-bit integers exist in constants only",
+    "int2": "2-bit integers exist in constants only",
+    "uint4": "4-bit integers exist in constants only",
+    "quantizelinear_blocked": "activations in blocks are said by --act-format",
+    "equal_string": STRINGS,
+    "identity_opt": OPTIONAL,
+    "identity_sequence": OPTIONAL,
+    "maxpool_with_argmax": "the indices of a max pooling are not computed",
+    "resize_tf_crop": "tf_crop_and_resize",
+    "antialias": "Resize with antialias",
+    "not_larger": "Resize with keep_aspect_ratio_policy",
+    "not_smaller": "Resize with keep_aspect_ratio_policy",
+    "scales_linear_align_corners": "the length is floor(scale * n) here as in onnxruntime",
+    "scales_cubic_align_corners": "the length is floor(scale * n) here as in onnxruntime",
+    "roialign_mode_max": "TVM takes the largest sample, ONNX the largest weighted corner",
+    "top_k_uint64": "TVM sorts no unsigned integers",
+    "shift_ge_width": "a shift by the width or more is undefined in the code we generate",
+    "negative_shift": "a negative shift is undefined in the code we generate",
+    "mod_float_edge_cases_fmod_0": "infinities modulo a number",
+    "reshape_allowzero": "a declared dimension of 0 is how exporters write a dynamic one",
+    "empty_set": "a declared dimension of 0 is how exporters write a dynamic one",
+}
