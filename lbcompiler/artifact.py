@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lbcompiler.errors import ArtifactError
+from lbcompiler.files import umask, unfinished
 
 if TYPE_CHECKING:
     from lbcompiler.runtime import Program
@@ -157,13 +158,13 @@ def _read_manifest(path: Path) -> Manifest:
         version = Version.model_validate_json(text).schema_version
         if version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{path.parent} has schema {version}, this lbcompiler reads schema {SCHEMA_VERSION}: "
+                f"{path.parent} has schema {version}, this lbcompiler reads {SCHEMA_VERSION}: "
                 f"{'upgrade lbcompiler' if version > SCHEMA_VERSION else 'compile the model again'}"
             )
         return Manifest.model_validate_json(text)
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise ArtifactError(
-            f"{path} is truncated or altered ({str(error).splitlines()[0]}): compile the model again"
+            f"{path} is truncated or altered ({str(error).splitlines()[0]}): compile it again"
         ) from None
 
 
@@ -187,7 +188,7 @@ def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> No
         )
     if verify and sha256_of(path) != record.sha256:
         raise ArtifactError(
-            f"{path} does not have the hash of its manifest: altered; compile or copy it again"
+            f"{path} does not have the hash of its manifest: compile or copy it again"
         )
 
 
@@ -218,16 +219,22 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if path.exists():
-            old = folder.with_name(folder.name + ".old")
-            os.rename(path, old)
-            os.rename(folder, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(folder, path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with unfinished(folder):
+        try:
+            yield folder
+            folder.chmod(0o777 & ~umask())  # mkdtemp's folders are for their owner alone
+            _put(folder, path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _put(folder: Path, path: Path) -> None:
+    """Rename `folder` to `path`; what was there goes when the new one is in place."""
+    if not path.exists():
+        os.rename(folder, path)
+        return
+    old = folder.with_name(folder.name + ".old")
+    os.rename(path, old)
+    os.rename(folder, path)
+    shutil.rmtree(old)

@@ -33,6 +33,7 @@ from lbcompiler.artifact import (
     new_folder,
 )
 from lbcompiler.config import CompileConfig, make_config
+from lbcompiler.files import unfinished
 from lbcompiler.frontend import hash_of, import_model, kind_of
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.passes import PREPARE, QUANTIZE, LiftWeights, SelectFormats
@@ -147,11 +148,12 @@ def _destination(output: str | Path | None, force: bool) -> AbstractContextManag
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="lbc-"))
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with unfinished(folder):
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 class _Clock:

@@ -36,8 +36,9 @@ def parse_shape(text: str) -> tuple[int | str | Dim, ...]:
             dims.append(part)
         else:
             raise ConfigError(
-                f"cannot read the dimension {part!r} of the shape {text!r}: write a number, a range such "
-                "as (1..512), or ? for a dimension that stays as it is, joined by x, e.g. 1x(1..512)"
+                f"cannot read the dimension {part!r} of the shape {text!r}: write a number, a range "
+                "such as (1..512), or ? for a dimension that stays as it is, joined by x, "
+                "e.g. 1x(1..512)"
             )
     for dim in dims:
         empty = dim == 0 or (
@@ -61,7 +62,9 @@ def parse_inputs(items: Iterable[str]) -> dict[str, str]:
 
 
 def _strings(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value)
+    if isinstance(value, (list, tuple, set)):
+        return tuple(value)
+    return (value,)
 
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_strings)]
@@ -145,12 +148,13 @@ def make_config(given: Mapping[str, Any], path: str | Path | None = None) -> Com
             loaded = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read the config {path}: {error}") from None
+        loaded = {} if loaded is None else loaded  # an empty file asks for the defaults
         if not isinstance(loaded, dict):
             raise ConfigError(f"the config {path} is not a mapping of settings; see --save-config")
         settings.update(loaded)
     settings.update(given)
     try:
-        return CompileConfig(**settings)
+        return CompileConfig.model_validate(settings)
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"the configuration is not valid: {'; '.join(lines)}") from None

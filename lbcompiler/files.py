@@ -37,14 +37,15 @@ def appearing(path: str | Path) -> Iterator[Path]:
     with unfinished(Path(name)) as partial:
         try:
             yield partial
-            partial.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            partial.chmod(0o666 & ~umask())  # mkstemp's files are for their owner alone
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -71,7 +71,16 @@ class Program:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Outputs by name. Raises InputError on a wrong name, dtype or shape."""
-        result = self._vm["main"](*self._tensors(feeds), *self._weights)
+        tensors = self._tensors(feeds)
+        try:
+            result = self._vm["main"](*tensors, *self._weights)
+        except Exception as error:  # TVM's errors share no class of their own
+            if "match_cast" not in str(error):
+                raise
+            sizes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
+            raise InputError(
+                f"the model does not take inputs of these sizes ({sizes}): {_reason(error)}"
+            ) from None
         outputs = (
             list(result) if isinstance(result, (tuple, list)) or _is_sequence(result) else [result]
         )
@@ -167,8 +176,8 @@ def _check_machine(artifact: Artifact) -> None:
         )
     if not isa_named(target.isa).runs_on(detect()):
         raise ArtifactError(
-            f"{artifact.path} was compiled for {target.isa}, which this machine lacks: compile it with "
-            f"--target cpu:{detect().name}"
+            f"{artifact.path} was compiled for {target.isa}, which this machine lacks: compile it "
+            f"with --target cpu:{detect().name}"
         )
 
 
@@ -183,6 +192,11 @@ def _as_numpy(value: Any, name: str) -> Array:
     if array.dtype == object:
         raise InputError(f"input {name!r} is no array: give numpy, DLPack, numbers or nested lists")
     return array
+
+
+def _reason(error: Exception) -> str:
+    """What TVM says of two sizes that had to agree, without its own frame around it."""
+    return str(error).strip().splitlines()[-1].partition(", ty=")[2] or str(error)
 
 
 def _is_sequence(value: Any) -> bool:

@@ -66,13 +66,14 @@ def _bytes_of(name: str, held: Weight) -> memoryview:
     array = np.asarray(held.load(), order="C")
     if array.shape != held.shape or str(array.dtype) != held.dtype:
         raise AssertionError(
-            f"weight {name!r} promised {held.dtype} {held.shape} and loaded {array.dtype} {array.shape}"
+            f"weight {name!r} promised {held.dtype} {held.shape}, "
+            f"loaded {array.dtype} {array.shape}"
         )
     return array.reshape(-1).view(np.uint8).data
 
 
 def map_weights(path: Path) -> dict[str, Array]:
-    """Every tensor of the file as a view of the mapped file. Raises ArtifactError on a broken one."""
+    """Every tensor of the file, mapped. Raises ArtifactError on a broken one."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

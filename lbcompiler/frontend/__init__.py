@@ -1,4 +1,4 @@
-"""Model files and programs -> `ir.model.Model`: the one place that asks what kind of model it is."""
+"""Model files and programs -> `ir.model.Model`: the one place that asks which kind it is."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What flows through the compiler: a Relax module, its weight table, and a record of every layer."""
+"""What flows through the compiler: a Relax module, its weights, a record of every layer."""
 
 from __future__ import annotations
 

@@ -5,5 +5,5 @@ from lbcompiler.ir.model import Array
 
 
 def round_to_nearest(weight: Array, fmt: BlockFormat, rule: str) -> Quantized:
-    """(N, K) float32 -> codes (N, K), scales (N, ceil(K/block))[, tensor scale ()]; ties to even."""
+    """(N, K) float32 -> codes (N, K), scales (N, ceil(K/block))[, tensor scale ()]."""
     return fmt.quantize(weight, rule)
