@@ -151,6 +151,7 @@ class Graph:
     shapes: Shapes = field(default_factory=Shapes)
     weights: dict[str, Weight] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
+    _unnamed: int = 0
     _entered: dict[str, Constant] = field(default_factory=dict)
     _written: dict[int, tuple[Value, Expr]] = field(default_factory=dict)
 
@@ -260,7 +261,8 @@ class Graph:
         return self.constant(np.array(number, np.int64))
 
     def constant(self, array: Array, name: str = "") -> Constant:
-        return Constant(name or f"constant.{len(self._written)}.{id(array):x}", Weight.of(array))
+        self._unnamed += not name
+        return Constant(name or f"constant.{self._unnamed}", Weight.of(array))
 
     def is_nonnegative(self, value: Value) -> bool:
         if isinstance(value, Tensor):

@@ -9,6 +9,7 @@ the tensor exists.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -50,8 +51,8 @@ def object_array(values: Sequence[Size], shape: Sequence[int] | None = None) -> 
 
 
 def text(size: Size) -> str:
-    """A size for people: `2*n + 1`, without TIR's dtypes."""
-    return str(size).replace("T.int64(", "(").replace("T.", "").replace("(", "(")
+    """A size for people: `n * 2 + 1`, without TIR's dtypes."""
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size)).replace("T.", "")
 
 
 class Shapes:

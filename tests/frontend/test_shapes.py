@@ -6,7 +6,7 @@ import pytest
 from tvm import tirx
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.frontend.shapes import Shapes, Undecided
+from lbcompiler.frontend.shapes import Shapes, Undecided, text
 from lbcompiler.ir.model import Dim
 
 
@@ -55,6 +55,11 @@ def test_a_promise_of_the_model_bounds_a_dimension(shapes: Shapes) -> None:
     n = shapes.variable(Dim("n"))
     shapes.unify([n, tirx.min(n, 512)])
     assert shapes.promised == {"n": 512}
+
+
+def test_a_size_reads_as_arithmetic(shapes: Shapes) -> None:
+    n = shapes.variable(Dim("n"))
+    assert text(shapes.floor_divide(n * 2 + 3, 4)) == "(n * 2 + 3) // 4"
 
 
 def test_one_name_has_one_pair_of_bounds(shapes: Shapes) -> None:
