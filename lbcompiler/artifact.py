@@ -208,7 +208,7 @@ def file_records(folder: Path) -> dict[str, FileRecord]:
 
 @contextmanager
 def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
-    """A folder to fill that becomes `path` at the end, and nothing at all if something goes wrong."""
+    """A folder to fill that becomes `path` at the end, and nothing if something goes wrong."""
     if path.exists() and not force:
         raise ArtifactError(
             f"{path} exists already: say --force (Python: force=True) to replace it"

@@ -37,7 +37,7 @@ from lbcompiler.files import unfinished
 from lbcompiler.frontend import hash_of, import_model, kind_of
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.passes import PREPARE, QUANTIZE, LiftWeights, SelectFormats
-from lbcompiler.pipeline import Progress, run, silent
+from lbcompiler.pipeline import Pass, Progress, run, silent
 from lbcompiler.target import Target
 from lbcompiler.targets import target_named
 from lbcompiler.weights_file import write_weights
@@ -137,7 +137,7 @@ def _plan(model: Model, config: CompileConfig, target: Target, dump_ir: Path | N
 
 
 def _lower(model: Model, target: Target, dump_ir: Path | None) -> Model:
-    passes = (*QUANTIZE, *target.passes, LiftWeights())
+    passes: tuple[Pass, ...] = (*QUANTIZE, *target.passes, LiftWeights())
     return run(passes, model, dump_ir, first=len(PREPARE) + 2)
 
 

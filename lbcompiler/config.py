@@ -36,8 +36,8 @@ def parse_shape(text: str) -> tuple[int | str | Dim, ...]:
             dims.append(part)
         else:
             raise ConfigError(
-                f"cannot read the dimension {part!r} of the shape {text!r}: write a number, a range "
-                "such as (1..512), or ? for a dimension that stays as it is, joined by x, "
+                f"cannot read the dimension {part!r} of the shape {text!r}: write a number, a "
+                "range such as (1..512), or ? for a dimension that stays as it is, joined by x, "
                 "e.g. 1x(1..512)"
             )
     for dim in dims:

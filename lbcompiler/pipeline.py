@@ -18,7 +18,7 @@ def silent(_stage: str, _done: int, _total: int) -> None:
 
 
 class Pass(Protocol):
-    """A frozen dataclass whose fields are its options: it may expect a valid model and leaves one."""
+    """A frozen dataclass, its options as fields: it may expect a valid model and leaves one."""
 
     name: ClassVar[str]
 

@@ -59,7 +59,7 @@ class Program:
         return self.artifact.manifest
 
     def __call__(self, *args: Any, **named: Any) -> dict[str, Array]:
-        """Outputs by name. Inputs by position, by name, or both; anything numpy or DLPack can read."""
+        """Outputs by name. Inputs by position, by name, or both: numpy or DLPack."""
         ports = self.manifest.inputs
         if len(args) > len(ports):
             raise InputError(f"{len(args)} inputs were given, the model takes {_listed(ports)}")

@@ -1,8 +1,9 @@
-"""The compiled model and its float source side by side: is what was compiled faster than what it came from?
+"""The compiled model and its float source side by side: is it faster than what it came from?
 
-Both run on the same inputs and threads, in turn, so that a machine whose speed drifts is fair to both; the
-medians are compared. Inputs are made up: ones for integers (a token, a mask), a seeded normal for floats,
-one sample, 128 along every other dynamic dimension unless its bounds say otherwise.
+Both run on the same inputs and threads, in turn, so that a machine whose speed drifts is fair to
+both; the medians are compared. Inputs are made up: ones for integers (a token, a mask), a seeded
+normal for floats, one sample, 128 along every other dynamic dimension unless its bounds say
+otherwise.
 """
 
 import statistics
@@ -22,7 +23,7 @@ ROUNDS, SECONDS = 9, 4.0  # whichever ends first
 
 
 def compare(artifact: Artifact, model: str | Path, threads: int | None = None) -> dict[str, float]:
-    """{"ms", "float_ms", "ratio"}: ratio above 1 is faster than float. Raises what the runtimes raise."""
+    """{"ms", "float_ms", "ratio"}: ratio above 1 is faster than float."""
     feeds = synthetic_inputs(artifact)
     program = artifact.load(threads)
     reference = open_reference(model, threads=threads)

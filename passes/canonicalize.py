@@ -48,9 +48,16 @@ def _conv_as_dense(call: Any, scope: Scope, weights: dict[str, Weight]) -> Any:
     weights[name] = weights[source].map(shape, lambda w: w.transpose(0, 2, 3, 1).reshape(shape))
     windows = {key: call.attrs[key] for key in ("strides", "padding", "dilation")}
     rows = scope.emit(ops.im2col(call.args[0], kernel=kernel, **windows))
-    bias = [_vector(b, scope, weights) for b in call.args[2:]]
     weight = scope.emit(ops.weight(name, shape))
-    dense = scope.emit(ops.dense(rows, weight, *bias, layer=str(call.attrs["layer"])))
+    dense = ops.dense(rows, weight, layer=str(call.attrs["layer"]))
+    for bias in call.args[2:]:
+        vector = _vector(bias, scope, weights)
+        dense = (
+            relax.op.add(scope.emit(dense), bias)  # computed: no constant to fuse
+            if vector is None
+            else _with_bias(dense, vector)
+        )
+    dense = scope.emit(dense)
     return relax.op.permute_dims(dense, [0, 3, 1, 2])
 
 
@@ -62,8 +69,13 @@ def _bias_into_dense(call: Any, scope: Scope, weights: dict[str, Weight]) -> Any
         vector = _vector(bias, scope, weights)
         if vector is None or vector.ty.shape.values[0] != dense.ty.shape.values[-1]:
             continue
-        return ops.dense(*dense.args, vector, layer=str(dense.attrs["layer"]))
+        return _with_bias(dense, vector)
     return None
+
+
+def _with_bias(dense: Any, bias: Any) -> Any:
+    x, w = dense.args
+    return ops.dense(x, w, bias, layer=str(dense.attrs["layer"]))
 
 
 def _vector(expr: Any, scope: Scope, weights: dict[str, Weight]) -> Any:

@@ -1,4 +1,6 @@
-"""batch_norm(conv(x, w[, b]), gain, shift, mean, variance)  ->  conv(x, w * f, (b - mean) * f + shift)
+"""batch_norm(conv(x, w[, b]), gain, shift, mean, variance)
+                                    ->  conv(x, w * f, (b - mean) * f + shift)
+
 with f = gain / sqrt(variance + epsilon), one factor an output channel.
 
 Done before quantization, so that the weight that is quantized is the one that runs.
@@ -55,7 +57,7 @@ class FoldBatchNorm:
 
 
 def _scaled(weights: dict[str, Weight], expr: Any, factor: np.ndarray[Any, Any]) -> Any:
-    """The convolution's weight times one factor an output channel, or None where it is no weight."""
+    """The weight times one factor an output channel, or None where it is no weight."""
     if not ops.is_call_to(expr, ops.WEIGHT):
         return None
     source = str(expr.attrs["name"])

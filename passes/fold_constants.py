@@ -1,4 +1,4 @@
-"""f(weight)  ->  weight'        f: permute_dims, reshape, astype, add, multiply, ... of constants alone
+"""f(weight)  ->  weight'        f: permute_dims, reshape, add, multiply, ... of constants alone
 
 The folded weight is computed when it is loaded: no float copy stays in memory.
 """

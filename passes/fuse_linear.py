@@ -1,7 +1,7 @@
 """dense(dequantize(x..), dequantize(w..)[, b])  ->  linear(x.., w..[, b])
 dense(x, dequantize(w..)[, b])                ->  linear(x, w..[, b])          weights only
 dense(x, w[, b])                              ->  linear(x, w[, b])            in float
-f(linear(..))                                 ->  linear(..; epilogue=f)       f: relu, gelu, silu, ...
+f(linear(..))                                 ->  linear(..; epilogue=f)       f: relu, gelu, ..
 f(permute_dims(linear(..)))                   ->  permute_dims(linear(..; epilogue=f))
 """
 

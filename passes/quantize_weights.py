@@ -51,10 +51,11 @@ class QuantizeWeights:
             values = weight.load()
             if not np.isfinite(values).all():
                 raise ModelError(
-                    f"the weight of layer {layer!r} holds NaN or infinity, which no block can represent: "
-                    f"mend the model, or keep the layer in float with --exclude"
+                    f"the weight of layer {layer!r} holds NaN or infinity, which no block can "
+                    "represent: mend the model, or keep the layer in float with --exclude"
                 )
             q = self.quantizer(values, fmt, rule)
-            return (q.codes, q.scales, q.tensor_scale)[: fmt.parts]
+            parts = (q.codes, q.scales, q.tensor_scale)
+            return tuple(part for part in parts if part is not None)
 
         return shared(specs, compute)

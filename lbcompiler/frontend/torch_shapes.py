@@ -241,8 +241,8 @@ class _Binder:
         self, place: str, default: str, wanted: str | Dim | None, low: int, high: int | None
     ) -> Dim:
         if not isinstance(wanted, Dim):
-            said = wanted not in (None, "?")  # ? stays as the program has it
-            return Dim(self._unused(wanted if said else default), low, high)
+            said = None if wanted == "?" else wanted  # ? stays as the program has it
+            return Dim(self._unused(said or default), low, high)
         if wanted.low > 1:  # 1 is what an unsaid lower bound is
             _check_within(place, wanted.low, low, high)
             low = wanted.low

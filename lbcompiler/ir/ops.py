@@ -3,12 +3,12 @@
 | op | meaning |
 |---|---|
 | `lbc.weight(; name)` | the float or packed tensor `name` of the model's weight table |
-| `lbc.dense(x, w[, b]; layer)` | x @ w^T + b, w (N, K): what the frontends and `canonicalize` make of every linear |
-| `lbc.conv(x, w[, b]; layer, strides, padding, dilation, groups)` | NCHW x OIHW convolution, constant weight |
-| `lbc.im2col(x; kernel, strides, padding, dilation)` | NCHW -> (N, OH, OW, kh*kw*C): a convolution is a dense of it |
-| `lbc.quantize(x; format, scale_rule)` | float -> (codes uint8, scales uint8[, tensor scale f32]) along the last axis |
+| `lbc.dense(x, w[, b]; layer)` | x @ w^T + b, w (N, K): what every linear becomes first |
+| `lbc.conv(x, w[, b]; layer, strides, ...)` | NCHW x OIHW convolution, constant weight |
+| `lbc.im2col(x; kernel, strides, ...)` | NCHW -> (N, OH, OW, kh*kw*C), to be a dense's input |
+| `lbc.quantize(x; format, scale_rule)` | float -> (codes, scales[, tensor scale]) |
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
-| `lbc.linear(activation..., weight..., [b]; ...)` | the block-scaled GEMM that a target has a kernel for |
+| `lbc.linear(x..., w...[, b]; ...)` | the block-scaled GEMM that a target has a kernel for |
 | `lbc.hardswish(x)` | x * clip(x + 3, 0, 6) / 6, which Relax has no op for |
 
 Weights are named, not held: the IR stays small enough to read and dump, a pass may replace a weight
@@ -202,7 +202,7 @@ def im2col(
 
 
 def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:
-    """(..., K) float32 -> (codes (..., K), scales (..., ceil(K/block))[, tensor scale (..., 1)])."""
+    """(..., K) f32 -> (codes (..., K), scales (..., ceil(K/block))[, tensor scale (..., 1)])."""
     return _call(QUANTIZE, [x], format=fmt.name, scale_rule=scale_rule)
 
 
@@ -245,7 +245,7 @@ def linear(
 
 
 def linear_operands(call: Any) -> tuple[list[Expr], list[Expr], Expr | None]:
-    """(activation parts, weight parts, bias) of an `lbc.linear`: the inverse of `linear`'s packing."""
+    """(activation parts, weight parts, bias) of an `lbc.linear`: the inverse of `linear`."""
     args = list(call.args)
     bias = args.pop() if bool(call.attrs["bias"]) else None
     act_format = str(call.attrs["act_format"])

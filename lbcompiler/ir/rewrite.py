@@ -1,4 +1,4 @@
-"""The one way a pass rewrites `main`: every call, in order of execution, may become another expression.
+"""The one way a pass rewrites `main`: every call, in order, may become another expression.
 
 `main` is straight-line code, so a rewrite is a walk over its bindings that emits them anew. Copies
 are followed and what nobody reads any more is removed, so a pass never cleans up by itself. (TVM's
@@ -39,7 +39,7 @@ class Scope:
         return isinstance(expr, relax.Var) and self._uses[expr.name] == 1
 
     def emit(self, expr: Any, name: str = "") -> Any:
-        """A variable bound to `expr`; variables, constants and items of known tuples as they are."""
+        """A variable bound to `expr`; variables, constants, known tuples' items as they are."""
         if isinstance(expr, relax.TupleGetItem):
             fields = self.value(expr.tuple_value)
             expr = fields.fields[expr.index] if isinstance(fields, relax.Tuple) else expr
@@ -54,7 +54,7 @@ class Scope:
 
 
 def rewrite(module: Any, visit: Visit, params: tuple[Any, ...] = ()) -> Any:
-    """`module` with each call of `main` replaced by `visit(call, scope)`, or kept where that is None.
+    """`module` with each call of `main` replaced by `visit(call, scope)`, kept where it is None.
 
     A visit may add functions with `scope.builder.add_func`; `params` are added to those of `main`.
     """

@@ -12,7 +12,7 @@ class InvalidIRError(Exception):
 
 
 def verify(model: Model) -> None:
-    """Raises InvalidIRError unless weights, layers and the module agree, TVM's own error otherwise."""
+    """Raises InvalidIRError, or TVM's own error, unless weights, layers and module agree."""
     relax.analysis.well_formed(model.module)
     for call in calls(model.module):
         if call.op == ops.WEIGHT:

@@ -1,5 +1,5 @@
-"""linear(codes, scales[, tensor_scale], packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
-quantize(x)                                           ->  call_tir(quantize_for_gemm, x)
+"""linear(quantize(x).., packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
+quantize(x)                           ->  call_tir(quantize, x)
 
 The quantize of an activation is lowered where a linear reads it, into the operands that this
 linear's kernel wants (integers, scales, start values of the accumulator); linears of one kind share
@@ -101,7 +101,7 @@ class _Lowering:
 
 
 def in_root_block(func: Any) -> Any:
-    """The same function with its body in a block, as TVM's Relax passes expect of every PrimFunc."""
+    """The same function with its body in a block, as TVM's Relax passes expect it."""
     block = s_tir.SBlock([], [], [], "root", func.body)
     return func.with_body(s_tir.SBlockRealize([], True, block))
 
