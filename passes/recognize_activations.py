@@ -18,9 +18,9 @@ from lbcompiler.ir.constants import scalar_of
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.rewrite import Scope, rewrite
 
-MULTIPLY, DIVIDE, ADD, ERF, SIGMOID, CLIP = (
+MULTIPLY, DIVIDE, ADD, ERF, SIGMOID, CLIP, MAXIMUM, MINIMUM = (
     tvm.ir.Op.get(f"relax.{name}")
-    for name in ("multiply", "divide", "add", "erf", "sigmoid", "clip")
+    for name in ("multiply", "divide", "add", "erf", "sigmoid", "clip", "maximum", "minimum")
 )
 TOLERANCE = 1e-6  # constants arrive as decimal float32 literals
 
@@ -75,7 +75,7 @@ def _activation(number: float, x: Any, other: Any, scope: Scope) -> Any:
         return relax.op.nn.silu(x)
     if other.op == ADD and _close(number, 0.5) and _is_one_plus_erf(other, x, scope):
         return relax.op.nn.gelu(x)
-    if other.op == CLIP and _close(number, 1 / 6) and _is_relu6_of_x_plus_3(other, x, scope):
+    if _close(number, 1 / 6) and _is_relu6_of_x_plus_3(other, x, scope):
         return ops.hardswish(x)
     return None
 
@@ -90,14 +90,31 @@ def _is_one_plus_erf(add: Any, x: Any, scope: Scope) -> bool:
     return False
 
 
-def _is_relu6_of_x_plus_3(clip: Any, x: Any, scope: Scope) -> bool:
-    bounds = [float(bound.value) for bound in clip.args[1:]] if len(clip.args) == 3 else []
-    add = scope.call_to(clip.args[0], ADD)
-    if bounds != [0.0, 6.0] or add is None:
+def _is_relu6_of_x_plus_3(clipped: Any, x: Any, scope: Scope) -> bool:
+    inner, bounds = _clipped(clipped, scope)
+    add = scope.call_to(inner, ADD)
+    if bounds != {MAXIMUM: 0.0, MINIMUM: 6.0} or add is None:
         return False
     return any(
         _same(a, x) and scalar_of(scope.value(b)) == 3.0 for a, b in (add.args, reversed(add.args))
     )
+
+
+def _clipped(call: Any, scope: Scope) -> tuple[Any, dict[Any, float]]:
+    """(what is clipped, {MAXIMUM: low, MINIMUM: high}) of a clip or its two halves in either order."""
+    if call.op == CLIP:
+        low, high = (float(bound.value) for bound in call.args[1:])
+        return call.args[0], {MAXIMUM: low, MINIMUM: high}
+    bounds: dict[Any, float] = {}
+    expr: Any = call
+    while isinstance(call, relax.Call) and call.op in (MAXIMUM, MINIMUM) and call.op not in bounds:
+        bound = scalar_of(scope.value(call.args[1]))
+        if bound is None:
+            break
+        bounds[call.op] = bound
+        expr = call.args[0]
+        call = scope.value(expr)
+    return expr, bounds
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -36,6 +36,12 @@ def hardswish_onnx(b: Body, x: Any) -> Any:
     return b(relax.op.divide(b(relax.op.multiply(x, clipped)), number(6)))
 
 
+def hardswish_halves(b: Body, x: Any) -> Any:
+    low = b(relax.op.maximum(b(relax.op.add(number(3), x)), number(0)))
+    clipped = b(relax.op.minimum(low, number(6)))
+    return b(relax.op.multiply(x, b(relax.op.divide(clipped, number(6)))))
+
+
 @pytest.mark.parametrize(
     ("write", "activation"),
     [
@@ -43,6 +49,7 @@ def hardswish_onnx(b: Body, x: Any) -> Any:
         (gelu_torch, relax.op.nn.gelu),
         (silu, relax.op.nn.silu),
         (hardswish_onnx, ops.hardswish),
+        (hardswish_halves, ops.hardswish),
     ],
 )
 def test_a_spelled_out_activation_becomes_one_op(write: Any, activation: Any) -> None:
@@ -64,7 +71,12 @@ def another_clip(b: Body, x: Any) -> Any:
     return b(relax.op.divide(b(relax.op.multiply(x, clipped)), number(6)))
 
 
-@pytest.mark.parametrize("write", [gated, not_one_half, another_clip])
+def half_a_clip(b: Body, x: Any) -> Any:
+    clipped = b(relax.op.minimum(b(relax.op.add(x, number(3))), number(6)))
+    return b(relax.op.divide(b(relax.op.multiply(x, clipped)), number(6)))
+
+
+@pytest.mark.parametrize("write", [gated, not_one_half, another_clip, half_a_clip])
 def test_left_alone(write: Any) -> None:
     before = model_of({"x": ["m", 64]}, write)
     same_ir(RecognizeActivations()(before).module, before)
