@@ -29,28 +29,34 @@ from lbcompiler.errors import LbcError, ModelError
 from lbcompiler.frontend import onnx_convert, onnx_fold, onnx_functions, onnx_sizes, onnx_tvm
 from lbcompiler.frontend.onnx_graph import COMPUTED, Constant, Graph, Node, Tensor, Value
 from lbcompiler.frontend.onnx_inputs import InputReader, InputShapes
-from lbcompiler.frontend.onnx_read import MAIN, read_onnx
+from lbcompiler.frontend.onnx_read import MAIN, checked, read_onnx
 from lbcompiler.frontend.onnx_weights import computed_type, element_type, read_weight
 from lbcompiler.frontend.shapes import Size, text
 from lbcompiler.ir.model import Model, Port
 
 Values = dict[str, Value]
+IN_MEMORY = Path("<model in memory>")
 
 
-def import_onnx(path: str | Path, input_shapes: InputShapes | None = None) -> Model:
-    """Read the ONNX model at `path`.
+def import_onnx(
+    model: str | Path | onnx.ModelProto, input_shapes: InputShapes | None = None
+) -> Model:
+    """Read an ONNX file, or a model in memory (whose external data, if any, lies in the working
+    folder).
 
     `input_shapes` gives, by input name, each dimension as an int (fixed), a `Dim` (named and
     bounded) or a str (named, at least 1); it replaces what the file says where the file leaves a
     dimension open. A dimension name that stands at several inputs is one dimension. Raises
     ModelError for a file that cannot be read or compiled, ConfigError for shapes that contradict
     it."""
-    path = Path(path)
-    proto, given = read_onnx(path), dict(input_shapes or {})
+    in_memory = isinstance(model, onnx.ModelProto)
+    path = IN_MEMORY if in_memory else Path(model)
+    proto = checked(model, path) if in_memory else read_onnx(path)
+    given = dict(input_shapes or {})
     first = _Importer(path, proto, {})
-    model = first.run(given)
+    imported = first.run(given)
     if not first.graph.shapes.promised:
-        return model
+        return imported
     return _Importer(path, proto, first.graph.shapes.promised).run(given)
 
 

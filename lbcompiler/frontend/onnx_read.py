@@ -29,6 +29,11 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             f"{str(path)!r} is not an ONNX model, or it is damaged or truncated ({error}). "
             "Give a file that was exported as ONNX."
         ) from None
+    return checked(model, path)
+
+
+def checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model with its own functions inlined, or the ModelError that it deserves."""
     if not model.graph.node and not model.graph.output:
         raise ModelError(
             f"{str(path)!r} holds no ONNX graph: it is not an ONNX model, or it is truncated. Give "
