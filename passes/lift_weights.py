@@ -18,7 +18,8 @@ class LiftWeights:
     name: ClassVar[str] = "lift_weights"
 
     def __call__(self, model: Model) -> Model:
-        used = [str(call.attrs["name"]) for call in calls(model.module) if call.op == ops.WEIGHT]
+        module = relax.transform.DeadCodeElimination()(model.module)
+        used = [str(call.attrs["name"]) for call in calls(module) if call.op == ops.WEIGHT]
         names = tuple(dict.fromkeys(used))
         held = {name: model.weights[name] for name in names}
         params = {
@@ -29,7 +30,7 @@ class LiftWeights:
         def visit(call: Any, _: Scope) -> Any:
             return params[str(call.attrs["name"])] if call.op == ops.WEIGHT else None
 
-        count = len(model.module["main"].params)
-        module = rewrite(model.module, visit, params=tuple(params.values()))
+        count = len(module["main"].params)
+        module = rewrite(module, visit, params=tuple(params.values()))
         module["main"] = module["main"].with_attr("num_input", count)
         return replace(model, module=module, weights=held, parameters=names)
