@@ -8,6 +8,7 @@ them.
 
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from lbcompiler.formats import Element
@@ -21,10 +22,12 @@ from lbcompiler.targets.cpu.intrinsics import (
     let,
     like,
     look_up,
+    look_up_float,
     maximum,
     real_of,
 )
-from lbcompiler.targets.cpu.isa import GENERIC, Isa
+from lbcompiler.targets.cpu.isa import AVX512_VNNI, GENERIC, Isa
+from lbcompiler.targets.cpu.layout import offset_mask
 
 NAN_BITS = 0x7FC00000
 
@@ -80,9 +83,12 @@ def divisor(element: Element) -> int:
     return element.integer_multiplier or 1
 
 
-def real_value(element: Element, stored: Expr) -> Expr:
+def real_value(isa: Isa, element: Element, stored: Expr) -> Expr:
     """float32: the codes' values times `divisor`."""
     code = bound(cast("int32", stored))
+    if element.bits == 4 and isa == AVX512_VNNI:
+        flipped = np.arange(16) ^ offset_mask(element)
+        return look_up_float(element.values[flipped] * divisor(element), code)
     if element.is_integer:
         return cast("float32", code - like(code, "int32", zero_point(element)))
     if element.integer_multiplier is None:

@@ -3,10 +3,14 @@
 For elements that are no small integers (E4M3, E5M2, E3M2), for weights quantized and activations
 not, and for weights that were not quantized either. code * scale is exact in float32, of a weight
 as of an activation, so the result is that of a float32 GEMM of the dequantized matrices, bit for
-bit; only the tensor scales wait for the end. Weights are decoded on the way to the register tile: a
-decoded vector serves all its rows.
+bit; only the tensor scales wait for the end.
+
+A task decodes its columns once, into a panel of float32 that all its row tiles read: decoding takes
+about twelve instructions a vector, on the ports where a tile of eight rows would have eight FMAs.
+A single row decodes on the way instead, for nothing would read its panel again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +20,22 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import decode
-from lbcompiler.targets.cpu.gemm import Config, Output, Place, Tile, chunk_rows, emit_gemm
+from lbcompiler.targets.cpu.gemm import (
+    Body,
+    Config,
+    Output,
+    Place,
+    Tile,
+    chunk_rows,
+    emit_gemm,
+)
 from lbcompiler.targets.cpu.gemm_integer import load_planes, load_scales, weight_arguments
 from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, fma, kernel, let, root_block, splat
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 
-STEP = 4  # k's that the innermost loop takes: as many as share a byte of a 6-bit code's upper plane
-
-GENERIC_TILES = (Tile(2, 1), Tile(1, 1))
-TILES = {
-    AVX512_VNNI: (Tile(12, 2), Tile(4, 2), Tile(1, 4)),
-    AVX2: (Tile(4, 1), Tile(1, 2)),
-}
+STEP = 4  # k's that the innermost loop takes at a time
+PANEL_BYTES = 1 << 19  # of a task's activations beside its panel: half of a Zen 4 core's L2
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,11 @@ class FloatGemm:
 
     def config(self, n: int, k: int) -> Config:
         """The default tiles for a shape."""
-        return Config(TILES.get(self.isa, GENERIC_TILES), chunk_rows(k, n, 4))
+        shapes = {
+            AVX512_VNNI: (Tile(8, 2), Tile(4, 2), Tile(1, 4)),
+            AVX2: (Tile(5, 1), Tile(1, 2)),
+        }.get(self.isa, (Tile(2, 1), Tile(1, 1)))
+        return Config(shapes, chunk_rows(4 * k, n, PANEL_BYTES))
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -68,11 +79,11 @@ class FloatGemm:
         b = T.arg("bias", T.buffer((n,), "float32")) if bias else None
         y = T.arg("y", T.buffer((m, n), "float32"))
 
-        def body(place: Place) -> None:
-            weights.emit(place, x, k)
+        def start(tile: Tile, column: Expr) -> Body:
+            return weights.start(tile, column, x, k)
 
         with root_block():
-            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
+            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), start)
 
     def _weights(self, n: int, k: int) -> "_Blocks | _Dense":
         if self.weight is None:
@@ -88,86 +99,109 @@ class _Dense:
     isa: Isa
     w: Any
 
-    def emit(self, place: Place, x: Any, k: int) -> None:
-        """All of K: whole steps in a loop, then what is left."""
-        if k // STEP:
-            with T.serial(k // STEP) as step:
-                self._step(place, x, let(step * STEP), STEP)
-        if k % STEP:
-            self._step(place, x, k // STEP * STEP, k % STEP)
+    def start(self, _: Tile, column: Expr, x: Any, k: int) -> Body:
+        def read(position: Expr, v: int) -> Expr:
+            tile, lane = divmod(v * self.isa.lanes, COLUMNS)
+            return self.w[column + tile, position, at(lane, self.isa.lanes)]
 
-    def _step(self, place: Place, x: Any, start: Expr, count: int) -> None:
-        with T.unroll(count) as i:
-            columns = []
-            for v in range(place.tile.columns * COLUMNS // self.isa.lanes):
-                tile, lane = divmod(v * self.isa.lanes, COLUMNS)
-                columns.append(
-                    let(self.w[place.column + tile, start + i, at(lane, self.isa.lanes)])
-                )
-            add_outer_product(self.isa, place, x, start + i, columns)
+        return lambda place: _multiply(self.isa, place, x, k, read)
 
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Block-scaled weights, decoded where they are used."""
+    """Block-scaled weights."""
 
     isa: Isa
     fmt: BlockFormat
     planes: list[Any]
     scales: Any
 
-    def emit(self, place: Place, x: Any, k: int) -> None:
-        """All of K: whole blocks in a loop, then the short one."""
+    def start(self, tile: Tile, column: Expr, x: Any, k: int) -> Body:
+        width = tile.columns * COLUMNS
+        if tile.rows == 1:
+            return lambda place: self._decode(
+                width,
+                column,
+                k,
+                lambda position, vectors: _add_outer(self.isa, place, x, position, vectors),
+            )
+        panel = T.alloc_buffer((k, width), "float32")
+
+        def keep(position: Expr, vectors: list[Expr]) -> None:
+            for v, vector in enumerate(vectors):
+                T.buffer_store(panel, vector, [position, at(v * self.isa.lanes, self.isa.lanes)])
+
+        self._decode(width, column, k, keep)
+
+        def read(position: Expr, v: int) -> Expr:
+            return panel[position, at(v * self.isa.lanes, self.isa.lanes)]
+
+        return lambda place: _multiply(self.isa, place, x, k, read)
+
+    def _decode(self, width: int, column: Expr, k: int, use: "_Use") -> None:
+        """`use(position, vectors)` for every k of `width` columns: whole blocks, the short one."""
         if k // self.fmt.block:
             with T.serial(k // self.fmt.block) as block:
                 IRBuilder.name("block", block)
-                self._block(place, x, block, self.fmt.block)
+                self._block(width, column, block, self.fmt.block, use)
         if k % self.fmt.block:
-            self._block(place, x, k // self.fmt.block, k % self.fmt.block)
+            self._block(width, column, k // self.fmt.block, k % self.fmt.block, use)
 
-    def _block(self, place: Place, x: Any, block: Expr, count: int) -> None:
-        divisor = decode.divisor(self.fmt.element)
+    def _block(self, width: int, column: Expr, block: Expr, count: int, use: "_Use") -> None:
+        inverse = splat(1.0 / decode.divisor(self.fmt.element), "float32", self.isa.lanes)
         factors = []
-        for v in range(place.tile.columns * COLUMNS // self.isa.lanes):
-            stored = load_scales(self.scales, place, block, v, self.isa)
-            scale = decode.scale_value(self.fmt.scale, stored)
-            factors.append(bound(scale * splat(1.0 / divisor, "float32", self.isa.lanes)))
-        start = block * self.fmt.block
-        if count // STEP:
-            with T.serial(count // STEP) as step:
-                self._step(place, x, let(start + step * STEP), STEP, factors)
-        if count % STEP:
-            self._step(place, x, start + count // STEP * STEP, count % STEP, factors)
-
-    def _step(self, place: Place, x: Any, start: Expr, count: int, factors: list[Expr]) -> None:
-        groups = decode.group_count(self.fmt.element)
+        for v in range(width // self.isa.lanes):
+            stored = load_scales(self.scales, column, block, v, self.isa)
+            factors.append(bound(decode.scale_value(self.fmt.scale, stored) * inverse))
+        groups, start = decode.group_count(self.fmt.element), block * self.fmt.block
         if count // groups:
-            with T.unroll(count // groups) as i:
-                self._loads(place, x, start + i * groups, groups, factors)
+            with T.serial(count // groups) as i:
+                self._loads(column, let(start + i * groups), groups, factors, use)
         if count % groups:
-            self._loads(place, x, start + count // groups * groups, count % groups, factors)
+            rest = count // groups * groups
+            self._loads(column, start + rest, count % groups, factors, use)
 
-    def _loads(self, place: Place, x: Any, start: Expr, count: int, factors: list[Expr]) -> None:
+    def _loads(
+        self, column: Expr, start: Expr, count: int, factors: list[Expr], use: "_Use"
+    ) -> None:
         """The first `count` k's of one load of each plane."""
         index = start // decode.group_count(self.fmt.element)
         decoded = [
-            self._decoded(load_planes(self.planes, place, index, v, self.isa, 1), factor)
+            self._decoded(load_planes(self.planes, column, index, v, self.isa, 1), factor)
             for v, factor in enumerate(factors)
         ]
         for i in range(count):
-            columns = [bound(vector[i]) for vector in decoded]
-            add_outer_product(self.isa, place, x, start + i, columns)
+            use(start + i, [bound(vectors[i]) for vectors in decoded])
 
     def _decoded(self, planes: list[list[Expr]], factor: Expr) -> list[Expr]:
         codes = decode.stored_codes(self.fmt.element, planes)
-        return [decode.real_value(self.fmt.element, code) * factor for code in codes]
+        return [decode.real_value(self.isa, self.fmt.element, code) * factor for code in codes]
 
 
-def add_outer_product(isa: Isa, place: Place, x: Any, k: Expr, columns: list[Expr]) -> None:
-    """accumulators[r][v] += x[r, k] * columns[v], one FMA each."""
+_Use = Callable[[Expr, list[Expr]], None]
+
+
+def _multiply(isa: Isa, place: Place, x: Any, k: int, read: Callable[[Expr, int], Expr]) -> None:
+    """All of K, from columns that are float32 already: `read(position, vector)`."""
+
+    def step(start: Expr, count: int) -> None:
+        with T.unroll(count) as i:
+            position = start + i
+            vectors = range(place.tile.columns * COLUMNS // isa.lanes)
+            _add_outer(isa, place, x, position, [let(read(position, v)) for v in vectors])
+
+    if k // STEP:
+        with T.serial(k // STEP) as i:
+            step(let(i * STEP), STEP)
+    if k % STEP:
+        step(k // STEP * STEP, k % STEP)
+
+
+def _add_outer(isa: Isa, place: Place, x: Any, k: Expr, vectors: list[Expr]) -> None:
+    """accumulators[r][v] += x[r, k] * vectors[v], one FMA each."""
     for r in range(place.tile.rows):
         value = let(splat(x[place.row + r, k], "float32", isa.lanes))
-        for v, column in enumerate(columns):
+        for v, vector in enumerate(vectors):
             slot = place.slot(isa, r, v)
-            total = fma(value, column, place.accumulators[slot])
+            total = fma(value, vector, place.accumulators[slot])
             T.buffer_store(place.accumulators, total, [slot])

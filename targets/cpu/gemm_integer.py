@@ -23,7 +23,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat, Element
 from lbcompiler.targets.cpu import decode
-from lbcompiler.targets.cpu.gemm import Config, Output, Place, Tile, chunk_rows, emit_gemm
+from lbcompiler.targets.cpu.gemm import Config, Output, Place, Tile, chunk_rows, emit_gemm, tallest
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     activation_group,
@@ -41,11 +41,7 @@ from lbcompiler.targets.cpu.intrinsics import (
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, padded, plane_shapes, tiles
 
-GENERIC_TILES = (Tile(2, 1), Tile(1, 1))
-TILES = {
-    AVX512_VNNI: (Tile(12, 1), Tile(4, 2), Tile(1, 4)),
-    AVX2: (Tile(4, 1), Tile(1, 2)),
-}
+CHUNK_BYTES = 1 << 18  # of a task's activations: a quarter of a Zen 4 core's L2
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,11 @@ class IntegerGemm:
 
     def config(self, n: int, k: int) -> Config:
         """The default tiles for a shape."""
-        return Config(TILES.get(self.isa, GENERIC_TILES), chunk_rows(k, n, 1))
+        shapes = {
+            AVX512_VNNI: (Tile(tallest(k), 1), Tile(4, 2), Tile(1, 4)),
+            AVX2: (Tile(4, 1), Tile(1, 2)),
+        }.get(self.isa, (Tile(2, 1), Tile(1, 1)))
+        return Config(shapes, chunk_rows(k, n, CHUNK_BYTES))
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -116,8 +116,9 @@ class IntegerGemm:
                 factors = self._factors(place, block, w_scales)
                 self._accumulate(place, sums, factors, a_scales, block)
 
+        output = Output(y, n, tuple(scales), b, epilogue)
         with root_block():
-            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
+            emit_gemm(self.isa, config, m, output, lambda _tile, _column: body)
 
     def _vectors(self, place: Place) -> int:
         return place.tile.columns * COLUMNS // self.isa.lanes
@@ -135,7 +136,7 @@ class IntegerGemm:
         with T.serial(steps) as s:
             step = let(block * steps + s)
             operands = [
-                self._operands(load_planes(planes, place, step, v, self.isa))
+                self._operands(load_planes(planes, place.column, step, v, self.isa))
                 for v in range(self._vectors(place))
             ]
             for group in range(groups):
@@ -162,7 +163,7 @@ class IntegerGemm:
         return [
             bound(
                 decode.scale_value(
-                    self.weight.scale, load_scales(w_scales, place, index, v, self.isa)
+                    self.weight.scale, load_scales(w_scales, place.column, index, v, self.isa)
                 )
             )
             for v in range(self._vectors(place))
@@ -197,7 +198,7 @@ def weight_arguments(fmt: BlockFormat, n: int, k: int, group: int) -> tuple[list
 
 
 def load_planes(
-    planes: list[Any], place: Place, step: Expr, v: int, isa: Isa, group: int = 0
+    planes: list[Any], column: Expr, step: Expr, v: int, isa: Isa, group: int = 0
 ) -> list[list[Expr]]:
     """Byte vectors of each plane for k-groups from `step` loads on: one of the last plane, two
     before it.
@@ -210,14 +211,14 @@ def load_planes(
         count = 1 << (len(planes) - 1 - i)
         loaded.append(
             [
-                let(plane[place.column + tile, step * count + j, at(start * group, width)])
+                let(plane[column + tile, step * count + j, at(start * group, width)])
                 for j in range(count)
             ]
         )
     return loaded
 
 
-def load_scales(w_scales: Any, place: Place, index: Expr, v: int, isa: Isa) -> Expr:
+def load_scales(w_scales: Any, column: Expr, index: Expr, v: int, isa: Isa) -> Expr:
     """The scale bytes of vector v's columns."""
     tile, start = divmod(v * isa.lanes, COLUMNS)
-    return w_scales[place.column + tile, index, at(start, isa.lanes)]
+    return w_scales[column + tile, index, at(start, isa.lanes)]

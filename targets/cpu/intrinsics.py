@@ -184,6 +184,12 @@ def look_up(isa: Isa, table: Sequence[int], indices: Expr) -> Expr:
     return call(f"uint8x{lanes}", name, table_vector, indices)
 
 
+def look_up_float(table: Sequence[float], indices: Expr) -> Expr:
+    """table[index] of 16 float32 for int32x16 indices below 16, by one `vpermps`."""
+    entries = vector([tirx.const(float(value), "float32") for value in table])
+    return call("float32x16", "llvm.x86.avx512.permvar.sf.512", entries, indices)
+
+
 def activation_group(isa: Isa, buffer: Any, row: Expr, k: Expr) -> Expr:
     """k_group int8 activations from (row, k) on, in every column's place."""
     if isa.k_group == 1:

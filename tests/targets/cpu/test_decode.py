@@ -39,7 +39,7 @@ def module_of(isa):
     }
     for name, element in ELEMENTS.items():
         functions[f"real_{name}"] = mapped(
-            lambda x, element=element: decode.real_value(element, x), isa.lanes, "float32"
+            lambda x, element=element: decode.real_value(isa, element, x), isa.lanes, "float32"
         )
     for name in INTEGER:
         functions[f"unsigned_{name}"] = mapped(

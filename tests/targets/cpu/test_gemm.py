@@ -112,6 +112,6 @@ def test_the_activation_comes_last(epilogue) -> None:
 
 
 def test_a_chunk_of_rows_fits_the_cache_and_leaves_work_for_every_thread() -> None:
-    assert chunk_rows(1024, 4096, 1) == 256
-    assert chunk_rows(1 << 20, 4096, 4) == 16
-    assert chunk_rows(64, 64, 1) == 48
+    assert chunk_rows(1024, 4096, limit=1 << 18) == 256
+    assert chunk_rows(1 << 22, 4096, limit=1 << 18) == 16
+    assert chunk_rows(64, 64, limit=1 << 18) == 48
