@@ -42,7 +42,7 @@ def test_every_code_and_scale_byte_under_float_activations(isa, weight) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 31, 32, 66])
+@pytest.mark.parametrize("k", [1, 3, 31, 66])
 def test_a_short_block_ends_where_k_does(isa, k) -> None:
     for name in ("mxfp8", "mxfp6_e3m2", "mxint4"):  # 1, 4 and 2 k's a load
         kernel = kernel_for(FORMATS[name], None, isa)
