@@ -71,7 +71,10 @@ def _window_counts(
 
 
 def _im2col(builder: Builder, call: Any) -> Any:
-    """(N, C, H, W) -> (N, OH, OW, kh, kw, C) -> (N, OH, OW, kh*kw*C)."""
+    """(N, C, H, W) -> (N, OH, OW, kh, kw, C) -> (N, OH, OW, kh*kw*C).
+
+    The input is padded and turned channels-last once; each window is then a few contiguous copies.
+    """
     kernel, strides, dilation, pads = (
         _integers(call.attrs[name]) for name in ("kernel", "strides", "dilation", "padding")
     )
@@ -79,13 +82,20 @@ def _im2col(builder: Builder, call: Any) -> Any:
     def windows(x: Any) -> Any:
         x = _padded(x, pads)
         sizes = _window_counts(x, kernel, strides, dilation)
+        if kernel == [1, 1]:
+            source = x
+        else:
+            n, channels, height, width = x.shape
+            source = te.compute(
+                (n, height, width, channels), lambda i, y, z, c: x[i, c, y, z], name="channels_last"
+            )
 
         def value(i: Expr, oh: Expr, ow: Expr, ky: Expr, kx: Expr, c: Expr) -> Expr:
             y, z = (
                 o * stride + k * step
                 for o, stride, k, step in zip((oh, ow), strides, (ky, kx), dilation, strict=True)
             )
-            return x[i, c, y, z]
+            return source[i, c, y, z] if kernel == [1, 1] else source[i, y, z, c]
 
         return te.compute((x.shape[0], *sizes, *kernel, x.shape[1]), value, name="im2col")
 

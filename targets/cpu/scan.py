@@ -23,7 +23,7 @@ def scan(x: Any, axis: int, dtype: str, is_sum: bool, exclusive: bool) -> Any:
 
         def line(outer: Expr) -> Any:
             def element(inner: Expr) -> Any:
-                total = tirx.decl_buffer((1,), dtype, "total", scope="local")
+                total = tirx.decl_buffer((1,), dtype, "total")
                 start = tirx.const(0 if is_sum else 1, dtype)
 
                 def step(k: Expr) -> Any:

@@ -49,6 +49,14 @@ def _repeats(stage: Stage, load: Expr) -> bool:
     return window or not axes <= used
 
 
+def _is_transpose(stage: Stage) -> bool:
+    """Whether it reads along another axis than it writes, so that each element is a cache line."""
+    if not isinstance(stage.value, TensorLoad) or not stage.axes:
+        return False
+    last = stage.value.indices[-1]
+    return isinstance(last, tirx.Var) and not last.same_as(stage.axes[-1].var)
+
+
 def needs_storage(producer: Stage, readers: Sequence[Stage]) -> bool:
     """Whether an injective stage is better computed once into memory than at each reader."""
     loads = [
@@ -57,9 +65,11 @@ def needs_storage(producer: Stage, readers: Sequence[Stage]) -> bool:
         for load in loads_in(reader.value)
         if load.source.same_as(producer.buffer)
     ]
-    if is_trivial(producer.value):
-        return False
     repeated = any(_repeats(reader, load) for reader, load in loads)
+    if is_trivial(producer.value):
+        return repeated and _is_transpose(producer)
+    if repeated and is_guarded(producer.value):
+        return True
     if any(reader.reduced and _repeats(reader, load) for reader, load in loads):
         return True
     return is_costly(producer.value) and (repeated or len(readers) > 1)

@@ -240,7 +240,7 @@ def fold_row(nest: Nest, lanes: int) -> tuple[list[Any], Expr]:
     known = static(axis.extent)
     if known is not None and known < lanes:
         lanes = 1
-    total = tirx.decl_buffer((lanes,), nest.value.ty.dtype, "total", scope="local")
+    total = tirx.decl_buffer((lanes,), nest.value.ty.dtype, "total")
 
     def fold(slot: Expr, j: Expr) -> Any:
         value = combine(total[slot], substitute(nest.value, {axis.var: j}))

@@ -243,7 +243,7 @@ def _stages(nest: Any, dimensions: Dimensions) -> list[Stage] | None:
         return None
     if inits and len(inits) != len(stores):
         return None
-    found = []
+    found: list[Stage] = []
     for number, store in enumerate(stores):
         init = inits[number] if inits else None
         stage = _stage(block.name_hint, store, init, axes, reduced, zeros, dimensions)

@@ -8,6 +8,7 @@ until it does: it computes some outputs again, to the same bits, and nothing nee
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -242,41 +243,32 @@ def _tile(
     width: int,
     top: Expr | None = None,
 ) -> Any:
-    dtype = nest.value.ty.dtype
-    accumulator = tirx.decl_buffer((height * width,), str(dtype), "sum", scope="local")
-
-    def at(r: Expr, v: Expr) -> dict[Any, Expr]:
-        where = {column.var: first + v}
-        if row is not None and top is not None:
-            where[row.var] = top + r
-        return where
-
-    def each(body: Callable[[Expr, Expr], Any]) -> Any:
-        return loop(
-            height,
-            lambda r: loop(width, lambda v: body(r, v), ForKind.VECTORIZED, "v"),
-            ForKind.UNROLLED,
-            "r",
-        )
-
-    def position(r: Expr, v: Expr) -> Expr:
-        return r * integer(width) + v
-
+    # a buffer a row: what is smaller than a kilobyte lies on the stack, where LLVM finds registers
+    sums = [tirx.decl_buffer((width,), str(nest.value.ty.dtype), "sum") for _ in range(height)]
     combine, init = nest.combine, nest.init
     assert combine is not None
     assert init is not None
 
-    def accumulate(r: Expr, v: Expr) -> Any:
-        here = position(r, v)
-        value = combine(accumulator[here], substitute(nest.value, at(r, v)))
-        return tirx.BufferStore(accumulator, value, [here])
+    def at(r: int, v: Expr) -> dict[Any, Expr]:
+        where = {column.var: first + v}
+        if row is not None and top is not None:
+            where[row.var] = top + integer(r)
+        return where
 
-    def store(r: Expr, v: Expr) -> Any:
-        result: Expr = accumulator[position(r, v)]
+    def each(body: Callable[[int, Expr], Any]) -> Any:
+        rows = [partial(body, r) for r in range(height)]
+        return sequence([loop(width, line, ForKind.VECTORIZED, "v") for line in rows])
+
+    def accumulate(r: int, v: Expr) -> Any:
+        value = combine(sums[r][v], substitute(nest.value, at(r, v)))
+        return tirx.BufferStore(sums[r], value, [v])
+
+    def store(r: int, v: Expr) -> Any:
+        result: Expr = sums[r][v]
         if nest.finish is not None:
             result = substitute(nest.finish, {**at(r, v), nest.result: result})
         return tirx.BufferStore(nest.out, result, [substitute(nest.offset, at(r, v))])
 
-    body = _reduce(nest, each(accumulate))
-    clear = each(lambda r, v: tirx.BufferStore(accumulator, init, [position(r, v)]))
-    return tirx.SeqStmt([tirx.AllocBuffer(accumulator), clear, body, each(store)])
+    allocations = [tirx.AllocBuffer(total) for total in sums]
+    clear = each(lambda r, v: tirx.BufferStore(sums[r], init, [v]))
+    return sequence([*allocations, clear, _reduce(nest, each(accumulate)), each(store)])
