@@ -21,6 +21,7 @@ import tvm
 from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu.isa import detect, isa_named
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
+from lbcompiler.targets.cpu.threads import set_threads
 from tests.targets.cpu.reference import compiled
 
 
@@ -67,11 +68,11 @@ def main() -> None:
     shapes = ["1x2048x2048", "128x2048x2048", "512x2048x2048"]
     parser.add_argument("--shapes", nargs="+", default=shapes)
     parser.add_argument("--isa")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, help="default: one a physical core")
     parser.add_argument("--repeats", type=int, default=30)
     options = parser.parse_args()
     isa = isa_named(options.isa) if options.isa else detect()
-    tvm.get_global_func("runtime.config_threadpool")(0, options.threads)
+    threads = set_threads(options.threads)
     for name in options.formats:
         weight = None if name == "float32" else FORMATS[name]
         chosen = options.act_format or name
@@ -79,7 +80,7 @@ def main() -> None:
         kernel = kernel_for(weight, act, isa)
         for shape in options.shapes:
             m, k, n = map(int, shape.split("x"))
-            print(measure(kernel, m, k, n, options.repeats, options.threads), flush=True)
+            print(measure(kernel, m, k, n, options.repeats, threads), flush=True)
 
 
 if __name__ == "__main__":
