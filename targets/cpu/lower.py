@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import tvm
-from tvm import relax, s_tir
+from tvm import relax
 
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Model
@@ -96,14 +96,8 @@ class _Lowering:
     def _function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
         if key not in self.functions:
             name = "_".join(str(part) for part in key)
-            self.functions[key] = scope.builder.add_func(in_root_block(build()), name)
+            self.functions[key] = scope.builder.add_func(build(), name)
         return self.functions[key]
-
-
-def in_root_block(func: Any) -> Any:
-    """The same function with its body in a block, as TVM's Relax passes expect it."""
-    block = s_tir.SBlock([], [], [], "root", func.body)
-    return func.with_body(s_tir.SBlockRealize([], True, block))
 
 
 ANALYZER = tvm.sym.Analyzer()
