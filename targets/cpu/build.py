@@ -16,6 +16,7 @@ from tvm import relax, s_tir, tirx
 from tvm.tirx import compilation_pipeline
 
 from lbcompiler.ir.model import Dim
+from lbcompiler.targets.cpu.keep_apart import KeepApart
 from lbcompiler.targets.cpu.legalize import KEPT, LEGALIZATIONS
 from lbcompiler.targets.cpu.schedule import schedule_module
 
@@ -77,6 +78,7 @@ def lower_to_kernels(module: Any, isa_target: Any) -> Any:
     passes = [
         relax.transform.LegalizeOps(LEGALIZATIONS, skip_ops=list(KEPT)),
         relax.transform.AnnotateTIROpPattern(),
+        KeepApart,
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

@@ -155,6 +155,7 @@ def vector_log(x: Expr) -> Expr:
 def _odd_ratio(name: str, x: Expr, limit: float, p: Sequence[float], q: Sequence[float]) -> Expr:
     """x * P(x^2) / Q(x^2) within +-limit, where it reaches +-1."""
     steps = _Steps()
+    x = steps.let(f"{name}_in", x)
     inside = steps.let(f"{name}_x", _clamped(x, -limit, limit))
     square = steps.let(f"{name}_s", inside * inside)
     # the quotient first: it is near a constant at 0, so that a subnormal argument keeps its bits

@@ -15,7 +15,7 @@ from lbcompiler.targets.cpu.vector_math import (
     vector_tanh,
 )
 
-_FORMS = {
+FORMS = {
     "exp": vector_exp,
     "log": vector_log,
     "erf": vector_erf,
@@ -43,12 +43,12 @@ def _power(base: Expr, exponent: float) -> Expr | None:
 
 def _replaced(call: Expr) -> Expr:
     name = op_name(call)
-    if name not in _FORMS and name != "pow":
+    if name not in FORMS and name != "pow":
         return call
     if not str(call.ty.dtype).startswith("float32"):
         return call
-    if name in _FORMS:
-        return _FORMS[name](call.args[0])
+    if name in FORMS:
+        return FORMS[name](call.args[0])
     if name == "pow" and isinstance(call.args[1], tirx.FloatImm):
         power = _power(call.args[0], float(call.args[1].value))
         return call if power is None else power
