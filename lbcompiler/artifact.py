@@ -147,6 +147,8 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
             f"{folder} is no artifact: it has no {MANIFEST}. `lbc compile` makes one"
         )
     manifest = _read_manifest(folder / MANIFEST)
+    if set(manifest.files) != {CODE, WEIGHTS, REPORT}:
+        raise ArtifactError(f"{folder / MANIFEST} does not list the files of an artifact: altered")
     for name, record in manifest.files.items():
         _check_file(folder, name, record, verify)
     return Artifact(folder, manifest)
@@ -176,8 +178,6 @@ class Version(BaseModel):
 
 def _check_file(folder: Path, name: str, record: FileRecord, verify: bool) -> None:
     path = folder / name
-    if Path(name).name != name:
-        raise ArtifactError(f"{folder / MANIFEST} names a file outside the artifact: {name!r}")
     if not path.is_file():
         raise ArtifactError(f"{folder} lacks {name}: it is not whole; compile or copy it again")
     size = path.stat().st_size
@@ -236,5 +236,9 @@ def _put(folder: Path, path: Path) -> None:
         return
     old = folder.with_name(folder.name + ".old")
     os.rename(path, old)
-    os.rename(folder, path)
+    try:
+        os.rename(folder, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
     shutil.rmtree(old)

@@ -90,8 +90,7 @@ def compile(
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
         planned = clock("plan", lambda: _plan(imported, settings, backend, ir_folder))
         lowered = clock("quantize", lambda: _lower(planned, backend, ir_folder))
-        clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE))
-        clock(
+        clock(  # before the code, which takes longer: a weight that is refused is refused early
             "weights",
             lambda: write_weights(
                 folder / WEIGHTS,
@@ -99,18 +98,25 @@ def compile(
                 lambda done, total: progress("weights", done, total),
             ),
         )
+        clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE))
         (folder / REPORT).write_text(json.dumps({"seconds": clock.seconds}, indent=2) + "\n")
         manifest = _manifest(model, lowered, settings, backend, folder)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return Artifact(folder if output is None else Path(output), manifest, temporary=output is None)
 
 
-def plan(model: Any, config: CompileConfig, progress: Progress = silent) -> list[Layer]:
+def plan(
+    model: Any,
+    config: CompileConfig,
+    progress: Progress = silent,
+    dump_ir: str | Path | None = None,
+) -> list[Layer]:
     """What `compile` would make of every layer, without making it: the table of --dry-run."""
+    folder = None if dump_ir is None else Path(dump_ir)
     backend = target_named(config.target)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
-    planned = _lower(_plan(imported, config, backend, None), backend, None)
+    planned = _lower(_plan(imported, config, backend, folder), backend, folder)
     progress("import", 1, 1)
     return list(planned.layers.values())
 

@@ -39,7 +39,8 @@ def run(
 
     Raises LbcError for the user's faults, PassError for ours.
     """
-    dump(model, dump_ir, f"{first - 1:02d}-input")
+    if first == 1:
+        dump(model, dump_ir, "00-input")
     for index, step in enumerate(passes):
         try:
             model = step(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lbcompiler.artifact import (
 from lbcompiler.errors import ArtifactError, InputError
 from lbcompiler.ir.model import Array
 from lbcompiler.targets.cpu.isa import detect, isa_named
-from lbcompiler.targets.cpu.threads import set_threads
+from lbcompiler.targets.cpu.threads import ensure_threads, set_threads
 from lbcompiler.weights_file import map_weights
 
 Observer = Callable[
@@ -72,6 +73,7 @@ class Program:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Outputs by name. Raises InputError on a wrong name, dtype or shape."""
         tensors = self._tensors(feeds)
+        ensure_threads()
         try:
             result = self._vm["main"](*tensors, *self._weights)
         except Exception as error:  # TVM's errors share no class of their own
@@ -169,6 +171,12 @@ class Program:
 
 
 def _check_machine(artifact: Artifact) -> None:
+    made, here = artifact.manifest.created_by.get("apache-tvm"), version("apache-tvm")
+    if made != here:
+        raise ArtifactError(
+            f"{artifact.path} was compiled with apache-tvm {made}, and {here} is installed, which "
+            f"cannot load its code: compile the model again, or install apache-tvm=={made}"
+        )
     target = artifact.manifest.target
     if target.name != "cpu":
         raise ArtifactError(
@@ -184,11 +192,15 @@ def _check_machine(artifact: Artifact) -> None:
 def _as_numpy(value: Any, name: str) -> Array:
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "__dlpack__"):
-        if hasattr(value, "detach"):
-            value = value.detach()
-        return np.from_dlpack(value)
-    array = np.asarray(value)
+    try:
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
+        array = np.asarray(value)
+    except Exception as error:  # every library refuses in its own words and classes
+        raise InputError(
+            f"input {name!r} cannot be read as an array ({str(error).strip().splitlines()[0]}): "
+            "move it to the CPU, and convert it to a dtype that numpy has"
+        ) from None
     if array.dtype == object:
         raise InputError(f"input {name!r} is no array: give numpy, DLPack, numbers or nested lists")
     return array

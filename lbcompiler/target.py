@@ -28,4 +28,3 @@ class Target:
     supports: Supports
     passes: tuple[Pass, ...]
     build: Build
-    runs_here: bool

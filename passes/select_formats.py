@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, ModelError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
@@ -38,6 +38,11 @@ class SelectFormats:
         for pattern in (*self.include, *self.exclude):
             _must_match(pattern, model.layers)
         linears = {str(call.attrs["layer"]) for call in calls(model.module) if call.op == ops.DENSE}
+        empty = next((layer for layer in model.layers.values() if 0 in layer.shape), None)
+        if empty is not None:
+            raise ModelError(
+                f"layer {empty.name!r} has a weight without elements {empty.shape}: mend the model"
+            )
         chosen = {
             name: self._choose(layer, name in linears) for name, layer in model.layers.items()
         }

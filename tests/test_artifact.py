@@ -24,6 +24,7 @@ def write_artifact(path: Path) -> Artifact:
     with new_folder(path) as folder:
         (folder / "model.so").write_bytes(b"code")
         (folder / "weights.safetensors").write_bytes(b"weights")
+        (folder / "report.json").write_text("{}")
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             created_by={"lbcompiler": "0"},
@@ -53,7 +54,11 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def test_what_is_written_opens(path: Path) -> None:
-    assert set(open_artifact(path).manifest.files) == {"model.so", "weights.safetensors"}
+    assert set(open_artifact(path).manifest.files) == {
+        "model.so",
+        "weights.safetensors",
+        "report.json",
+    }
 
 
 def test_nothing_hidden_is_left_beside_it(path: Path) -> None:
@@ -134,7 +139,8 @@ def test_a_missing_a_truncated_and_an_altered_file(path: Path) -> None:
         open_artifact(path)
 
 
-def test_a_manifest_that_points_outside(path: Path) -> None:
-    edit(path, files={"../secret": {"sha256": "", "bytes": 0}})
-    with pytest.raises(ArtifactError, match=r"outside the artifact"):
+@pytest.mark.parametrize("files", [{}, {"../secret": {"sha256": "", "bytes": 0}}])
+def test_a_manifest_that_lists_other_files(path: Path, files: Any) -> None:
+    edit(path, files=files)
+    with pytest.raises(ArtifactError, match=r"does not list the files of an artifact"):
         open_artifact(path)

@@ -186,6 +186,15 @@ def test_a_wrong_input_is_refused(program: lbcompiler.Program, feeds: Any, messa
         program.run(feeds)
 
 
+def test_nan_reaches_the_output_whether_or_not_the_activation_is_fused(model: Path) -> None:
+    x = image()
+    x[0, 0, 0, 0] = np.nan
+    for act in ("nvfp4", "none"):
+        y = lbcompiler.compile(model, format="nvfp4", act_format=act).load(threads=1)(x)["y"]
+        assert np.isnan(y[0]).all()
+        assert np.isfinite(y[1]).all()
+
+
 def test_too_many_and_doubled_inputs_are_refused(program: lbcompiler.Program) -> None:
     with pytest.raises(InputError, match=r"2 inputs were given"):
         program(image(), image())

@@ -76,7 +76,8 @@ def test_the_users_own_faults_pass_through() -> None:
 
 
 def test_the_ir_is_dumped_in_order(tmp_path: Path) -> None:
-    run([Nothing(), Nothing()], MODEL, tmp_path / "ir", first=3)
+    run([Nothing(), Nothing()], MODEL, tmp_path / "ir")
+    run([Nothing()], MODEL, tmp_path / "ir", first=3)
     names = sorted(p.name for p in (tmp_path / "ir").iterdir())
-    assert names == ["02-input.py", "03-nothing.py", "04-nothing.py"]
+    assert names == ["00-input.py", "01-nothing.py", "02-nothing.py", "03-nothing.py"]
     assert "lbc.dense" in (tmp_path / "ir" / "03-nothing.py").read_text()

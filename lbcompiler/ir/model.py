@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,9 +98,6 @@ class Model:
     layers: dict[str, Layer] = field(default_factory=dict)
     source: str = ""  # what it was read from, for messages and the manifest
     parameters: tuple[str, ...] = ()  # after `lift_weights`: main's parameters behind the inputs
-
-    def with_layer(self, layer: Layer) -> Model:
-        return replace(self, layers={**self.layers, layer.name: layer})
 
 
 def shared(

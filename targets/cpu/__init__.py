@@ -9,6 +9,7 @@ from typing import Any
 
 from lbcompiler.targets.cpu.kernels import kernel_for
 
+from lbcompiler.errors import ConfigError
 from lbcompiler.ir.model import Dim
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Target
@@ -18,8 +19,7 @@ from lbcompiler.targets.cpu.lower import LowerLinears
 
 def cpu(variant: str = "") -> Target:
     """The target for an ISA (`avx512_vnni`, `avx2`, `generic`), or for the machine this runs on."""
-    host = detect()
-    isa = isa_named(variant) if variant else host
+    isa = isa_named(variant) if variant else detect()
     kernels = partial(kernel_for, isa=isa)
     return Target(
         name="cpu",
@@ -27,11 +27,18 @@ def cpu(variant: str = "") -> Target:
         supports=lambda weight, act: "",  # every pair has a kernel, integer or float
         passes=(PackWeights(kernels), LowerLinears(kernels)),
         build=partial(_build, isa),
-        runs_here=isa.runs_on(host),
     )
 
 
 def _build(isa: Isa, module: Any, dims: Sequence[Dim], library: Path) -> None:
     from lbcompiler.targets.cpu.build import build
 
-    build(module, isa.tvm_target(), dims).export_library(str(library))
+    executable = build(module, isa.tvm_target(), dims)
+    try:
+        executable.export_library(str(library))
+    except Exception as error:  # the linker's, under several names
+        raise ConfigError(
+            f"the generated code could not be linked into {library.name}: "
+            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ compiler? "
+            "lbc doctor looks"
+        ) from None

@@ -349,7 +349,20 @@ def _topk(builder: Builder, call: Any) -> Any:
 
 
 KEPT = ("relax.reshape",)  # the virtual machine gives the same memory another shape
+
+
+def _relu(builder: Builder, call: Any) -> Any:
+    """max(x, 0) that keeps NaN, as the epilogue of a linear does."""
+
+    def value(x: Any) -> Any:
+        zero = tirx.const(0, x.dtype)
+        return te.compute(x.shape, lambda *i: tirx.Select(x(*i) < zero, zero, x(*i)), name="relu")
+
+    return builder.call_te(value, call.args[0], primfunc_name_hint="relu")
+
+
 LEGALIZATIONS: dict[str, Legalization] = {
+    "relax.nn.relu": _relu,
     "lbc.im2col": _im2col,
     "lbc.conv": _conv,
     "relax.nn.conv2d": _conv2d,
