@@ -41,12 +41,20 @@ def schedule_function(function: Any, lanes: int) -> tuple[str, Any]:
     if is_scheduled(function):
         return OWN, function
     program = read_program(function, lanes)
-    if program is not None:
-        for name, rule in RULES.items():
-            scheduled = rule(program)
-            if scheduled is not None:
-                return name, use_vector_math(scheduled)
+    for name, rule in RULES.items() if program is not None else ():
+        scheduled = _tried(name, rule, program)
+        if scheduled is not None:
+            return name, use_vector_math(scheduled)
     return FALLBACK, use_vector_math(schedule_fallback(function))
+
+
+def _tried(name: str, rule: Rule, program: Any) -> Any:
+    """What the rule makes; a rule that fails costs speed, never the model."""
+    try:
+        return rule(program)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # TVM's are the first
+        _log.exception("the rule %s failed; the function runs without it", name)
+        return None
 
 
 def explain(module: Any, target: Any) -> list[tuple[str, str]]:
@@ -69,4 +77,4 @@ def schedule_module(module: Any, target: Any) -> Any:
         rule, function = schedule_function(function, lanes)
         _log.debug("%s: %s", variable.name_hint, rule)
         scheduled.update_func(variable, function)
-    return scheduled
+    return tirx.transform.ConvertSSA()(scheduled)

@@ -31,14 +31,14 @@ from lbcompiler.targets.cpu.schedule.kernel import (
 )
 from lbcompiler.targets.cpu.schedule.stages import Axis
 
-_PARALLEL_FROM = 8192  # elements; below it waking the other threads costs more than it saves
+PARALLEL_FROM = 8192  # elements; below it waking the other threads costs more than it saves
 _CHUNK = 4096  # elements one task takes of a long row
 _TILE = 16
 
 Store = Callable[[Expr], Any]  # j -> the statement that stores element j
 
 
-def is_large(extents: list[Expr], threshold: int = _PARALLEL_FROM) -> bool:
+def is_large(extents: list[Expr], threshold: int = PARALLEL_FROM) -> bool:
     """Whether a box is worth several threads; a dynamic extent counts as large."""
     total = 1
     for extent in extents:

@@ -22,6 +22,7 @@ from lbcompiler.targets.cpu.schedule.expressions import (
 from lbcompiler.targets.cpu.schedule.stages import Program, Stage
 
 _COSTLY = {"exp", "exp2", "exp10", "log", "log2", "log10", "log1p", "erf", "tanh", "sigmoid"}
+_CALLS = 16  # in an expression that is written out for several readers: LLVM finds them equal
 _COSTLY |= {"pow", "sin", "cos", "tan", "atan"}
 
 
@@ -72,7 +73,10 @@ def needs_storage(producer: Stage, readers: Sequence[Stage]) -> bool:
         return True
     if any(reader.reduced and _repeats(reader, load) for reader, load in loads):
         return True
-    return is_costly(producer.value) and (repeated or len(readers) > 1)
+    if len(readers) > 1 and len(calls_in(producer.value)) > _CALLS:
+        return True
+    is_summed = any(reader.reduced for reader in readers) and len(readers) > 1
+    return is_costly(producer.value) and (repeated or is_summed)
 
 
 def _shared(value: Expr, loads: list[Expr]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import tvm_ffi
 from tvm import tirx
 from tvm.tirx import ForKind
 
@@ -192,6 +193,24 @@ def _merged(nest: Nest, outer: Axis, inner: Axis) -> tuple[Axis, Nest] | None:
         return substitute(map_loads(expr, moved), swap)
 
     return axis, nest.mapped(changed)
+
+
+def serial_if_small(statement: Any, extents: Sequence[Expr], threshold: int) -> Any:
+    """The statement, but on one thread where its box turns out small when it runs.
+
+    Waking the other threads costs some microseconds, as much as ten thousand additions.
+    """
+    work = product(extents)
+    if isinstance(work, tirx.IntImm):
+        return statement
+
+    def serial(node: Any) -> Any:
+        if node.kind != ForKind.PARALLEL:
+            return node
+        return tirx.For(node.loop_var, node.min, node.extent, ForKind.SERIAL, node.body)
+
+    one_thread = tvm_ffi.structural_map(statement, (tirx.For, serial))
+    return tirx.IfThenElse(work >= integer(threshold), statement, one_thread)
 
 
 def over(axes: Sequence[Axis], body: Callable[[], Any], kind: ForKind) -> Any:

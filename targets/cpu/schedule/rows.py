@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx import ForKind
 
-from lbcompiler.targets.cpu.schedule.elementwise import is_large, lanes_of, row
+from lbcompiler.targets.cpu.schedule.elementwise import PARALLEL_FROM, is_large, lanes_of, row
 from lbcompiler.targets.cpu.schedule.expressions import (
     Expr,
     coefficient,
@@ -32,6 +32,7 @@ from lbcompiler.targets.cpu.schedule.kernel import (
     over,
     product,
     sequence,
+    serial_if_small,
     static,
     unravel,
 )
@@ -128,7 +129,8 @@ def schedule_rows(program: Program) -> Any:
     kind = ForKind.PARALLEL if is_large(work) else ForKind.SERIAL
     scratch, body = _row_body(kernel, program, stages)
     if not scratch:
-        kernel.nests.append(over(rows, body, kind))
+        statement = over(rows, body, kind)
+        kernel.nests.append(serial_if_small(statement, work, PARALLEL_FROM))
         return kernel.finish()
     total = product(extents)
     size = integer(_ROWS_A_TASK)
@@ -140,7 +142,8 @@ def schedule_rows(program: Program) -> Any:
         count = tirx.min(size, total - t * size)
         return sequence([*(tirx.AllocBuffer(b) for b in scratch), loop(count, one, name="row")])
 
-    kernel.nests.append(loop(tirx.ceildiv(total, size), task, kind, "rows"))
+    statement = loop(tirx.ceildiv(total, size), task, kind, "rows")
+    kernel.nests.append(serial_if_small(statement, work, PARALLEL_FROM))
     return kernel.finish()
 
 

@@ -7,10 +7,20 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx import ForKind
 
-from lbcompiler.targets.cpu.schedule.elementwise import emit_elementwise, is_large
+from lbcompiler.targets.cpu.schedule.elementwise import (
+    PARALLEL_FROM,
+    emit_elementwise,
+    is_large,
+)
 from lbcompiler.targets.cpu.schedule.expressions import substitute
 from lbcompiler.targets.cpu.schedule.inline import fuse_finish, inline_stages
-from lbcompiler.targets.cpu.schedule.kernel import Kernel, Nest, over, sequence
+from lbcompiler.targets.cpu.schedule.kernel import (
+    Kernel,
+    Nest,
+    over,
+    sequence,
+    serial_if_small,
+)
 from lbcompiler.targets.cpu.schedule.rows import fold_row
 from lbcompiler.targets.cpu.schedule.stages import Program
 from lbcompiler.targets.cpu.schedule.tile import emit_tiles, is_tileable
@@ -37,7 +47,9 @@ def schedule_stages(program: Program) -> Any:
     for stage in program.stages:
         nest = kernel.nest(stage)
         if not nest.reduced:
-            kernel.nests.append(emit_elementwise(nest, program.lanes))
+            statement = emit_elementwise(nest, program.lanes)
+            extents = [axis.extent for axis in nest.axes]
+            kernel.nests.append(serial_if_small(statement, extents, PARALLEL_FROM))
         elif is_tileable(nest):
             kernel.nests.append(emit_tiles(nest, program.lanes))
         else:
