@@ -101,7 +101,7 @@ def _is_relu6_of_x_plus_3(clipped: Any, x: Any, scope: Scope) -> bool:
 
 
 def _clipped(call: Any, scope: Scope) -> tuple[Any, dict[Any, float]]:
-    """(what is clipped, {MAXIMUM: low, MINIMUM: high}) of a clip or its two halves in either order."""
+    """(what is clipped, {MAXIMUM: low, MINIMUM: high}) of a clip, or of its two halves."""
     if call.op == CLIP:
         low, high = (float(bound.value) for bound in call.args[1:])
         return call.args[0], {MAXIMUM: low, MINIMUM: high}

@@ -80,9 +80,9 @@ class SelectFormats:
     def _refused(self, layer: Layer, reason: str) -> Layer:
         if self.on_unsupported == "error":
             raise ConfigError(
-                f"layer {layer.name!r} cannot have {self.weight_format.name}: {reason}. Leave it "
-                f"out with --exclude '{re.escape(layer.name)}', or say --on-unsupported skip to keep "
-                "such layers in float"
+                f"layer {layer.name!r} cannot have {self.weight_format.name}: {reason}. "
+                f"Leave it out with --exclude '{re.escape(layer.name)}', or say "
+                "--on-unsupported skip to keep such layers in float"
             )
         return replace(layer, requested=self.weight_format.name, reason=reason)
 

@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lbcompiler.targets.cpu.kernels import kernel_for
-
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.model import Dim
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Target
 from lbcompiler.targets.cpu.isa import Isa, detect, isa_named
+from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
 
 
@@ -39,6 +38,6 @@ def _build(isa: Isa, module: Any, dims: Sequence[Dim], library: Path) -> None:
     except Exception as error:  # the linker's, under several names
         raise ConfigError(
             f"the generated code could not be linked into {library.name}: "
-            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ compiler? "
-            "lbc doctor looks"
+            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
+            "compiler? lbc doctor looks"
         ) from None
