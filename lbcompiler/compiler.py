@@ -36,8 +36,9 @@ from lbcompiler.config import CompileConfig, make_config
 from lbcompiler.files import unfinished
 from lbcompiler.frontend import hash_of, import_model, kind_of
 from lbcompiler.ir.model import Layer, Model
-from lbcompiler.passes import PREPARE, QUANTIZE, LiftWeights, SelectFormats
+from lbcompiler.passes import PREPARE, LiftWeights, SelectFormats, quantize
 from lbcompiler.pipeline import Pass, Progress, run, silent
+from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.target import Target
 from lbcompiler.targets import target_named
 from lbcompiler.weights_file import write_weights
@@ -89,7 +90,7 @@ def compile(
         backend = target_named(settings.target)
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
         planned = clock("plan", lambda: _plan(imported, settings, backend, ir_folder))
-        lowered = clock("quantize", lambda: _lower(planned, backend, ir_folder))
+        lowered = clock("quantize", lambda: _lower(planned, settings, backend, ir_folder))
         clock(  # before the code, which takes longer: a weight that is refused is refused early
             "weights",
             lambda: write_weights(
@@ -116,7 +117,7 @@ def plan(
     backend = target_named(config.target)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
-    planned = _lower(_plan(imported, config, backend, folder), backend, folder)
+    planned = _lower(_plan(imported, config, backend, folder), config, backend, folder)
     progress("import", 1, 1)
     return list(planned.layers.values())
 
@@ -142,8 +143,12 @@ def _plan(model: Model, config: CompileConfig, target: Target, dump_ir: Path | N
     return run((*PREPARE, select), model, dump_ir)
 
 
-def _lower(model: Model, target: Target, dump_ir: Path | None) -> Model:
-    passes: tuple[Pass, ...] = (*QUANTIZE, *target.passes, LiftWeights())
+def _lower(model: Model, config: CompileConfig, target: Target, dump_ir: Path | None) -> Model:
+    passes: tuple[Pass, ...] = (
+        *quantize(QUANTIZERS[config.quantizer]),
+        *target.passes,
+        LiftWeights(),
+    )
     return run(passes, model, dump_ir, first=len(PREPARE) + 2)
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import format_named
 from lbcompiler.ir.model import Dim
+from lbcompiler.quantizers import QUANTIZERS
 
 WEIGHT_ONLY = "none"
 FLOAT = "float32"
@@ -80,6 +81,7 @@ class CompileConfig(BaseModel):
     act_format: str | None = None  # None: the same as `format`; "none": weights only
     scale_rule: str | None = None  # of the weights; None: the format's default
     act_scale_rule: str | None = None
+    quantizer: str = "rtn"  # how weights become codes: a name of lbcompiler.quantizers
     include: Patterns = ()  # regular expressions on layer names; empty: every layer
     exclude: Patterns = ()
     inputs: dict[str, str] = {}
@@ -97,6 +99,9 @@ class CompileConfig(BaseModel):
         if act is not None:
             on_the_fly = tuple(rule for rule in act.rules if rule in ACTIVATION_RULES)
             _known_rule("act_scale_rule", self.act_scale_rule, on_the_fly, act.name)
+        if self.quantizer not in QUANTIZERS:
+            known = ", ".join(QUANTIZERS)
+            raise ConfigError(f"unknown quantizer {self.quantizer!r}: choose one of {known}")
         for pattern in (*self.include, *self.exclude):
             try:
                 re.compile(pattern)

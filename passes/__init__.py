@@ -10,14 +10,20 @@ from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.passes.quantize_weights import QuantizeWeights
 from lbcompiler.passes.recognize_activations import RecognizeActivations
 from lbcompiler.passes.select_formats import SelectFormats
+from lbcompiler.pipeline import Pass
+from lbcompiler.quantizers import Quantizer
 
 # What every model goes through before its layers are known, and behind that what a plan decides.
 PREPARE = (FoldBatchNorm(), FoldConstants(), Canonicalize(), RecognizeActivations())
-QUANTIZE = (QuantizeWeights(), InsertQDQ(), FuseLinear())
+
+
+def quantize(quantizer: Quantizer) -> tuple[Pass, ...]:
+    """From planned layers to linears of codes."""
+    return (QuantizeWeights(quantizer), InsertQDQ(), FuseLinear())
+
 
 __all__ = [
     "PREPARE",
-    "QUANTIZE",
     "Canonicalize",
     "FoldBatchNorm",
     "FoldConstants",
@@ -28,4 +34,5 @@ __all__ = [
     "QuantizeWeights",
     "RecognizeActivations",
     "SelectFormats",
+    "quantize",
 ]

@@ -14,7 +14,7 @@ MAY_IMPORT = {  # folder: what it may import from lbcompiler
     "lbcompiler/ir": FLOW | {"ir"},
     "lbcompiler/quantizers": FLOW | {"ir", "quantizers"},
     "lbcompiler/frontend": FLOW | {"ir", "frontend"},
-    "passes": BELOW_PASSES | {"passes"},
+    "passes": BELOW_PASSES | {"passes", "pipeline"},
     "targets": BELOW_PASSES | {"passes", "target", "targets"},
 }
 
