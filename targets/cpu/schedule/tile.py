@@ -55,9 +55,18 @@ def _block_rows(lanes: int) -> int:
     return _full(lanes).rows * _TILES
 
 
-def _columns(extent: int | None, lanes: int) -> list[int]:
+@dataclass(frozen=True)
+class Strip:
+    """Neighbouring columns that are computed together."""
+
+    axis: Axis
+    first: Expr
+    width: int
+    lanes: int
+
+
+def _columns(extent: int | None, lanes: int, full: int) -> list[int]:
     """Widths to try, widest first; with a known extent just the one that wastes least."""
-    full = _full(lanes).columns
     if extent is None:
         return [full, lanes, 1]
     if extent < lanes:
@@ -117,7 +126,8 @@ def emit_tiles(nest: Nest, lanes: int) -> Any:
     """The statement that computes a tileable nest."""
     column = nest.axes[-1]
     row = _row_axis(nest, column)
-    widths = _columns(static(column.extent), lanes)
+    full = _full(lanes).columns * (1 if row is not None else 2)  # sums enough to hide the latency
+    widths = _columns(static(column.extent), lanes, full)
     statement = _emit(nest, row, column, widths[-1], lanes)
     for width in reversed(widths[:-1]):
         wide = _emit(nest, row, column, width, lanes)
@@ -147,16 +157,15 @@ def _emit(nest: Nest, row: Axis | None, column: Axis, width: int, lanes: int) ->
         tirx.Var("rows", "int64"),
         integer(1) if row is None else tirx.ceildiv(row.extent, integer(_block_rows(lanes))),
     )
-    first = column_at(columns.var)
+    strip = Strip(column, column_at(columns.var), width, lanes)
 
     def task() -> Any:
         if row is None:
-            return _tile(nest, None, 1, column, first, width)
+            return _tile(nest, None, 1, strip)
         heights = _rows(static(row.extent), lanes)
-        size = _block_rows(lanes)
-        statement = _block(nest, row, heights[-1], column, first, width, blocks.var, size)
+        statement = _block(nest, row, heights[-1], strip, blocks.var)
         for height in reversed(heights[:-1]):
-            tall = _block(nest, row, height, column, first, width, blocks.var, size)
+            tall = _block(nest, row, height, strip, blocks.var)
             statement = tirx.IfThenElse(row.extent >= integer(height), tall, statement)
         return statement
 
@@ -167,20 +176,12 @@ def _emit(nest: Nest, row: Axis | None, column: Axis, width: int, lanes: int) ->
     return over(axes, lambda: substitute(task(), ones), kind)
 
 
-def _block(
-    nest: Nest,
-    row: Axis,
-    height: int,
-    column: Axis,
-    first: Expr,
-    width: int,
-    block: Expr,
-    size: int,
-) -> Any:
+def _block(nest: Nest, row: Axis, height: int, strip: Strip, block: Expr) -> Any:
     """The tiles of one block of rows, one below the other, over the same columns."""
     tiles, row_at = _starts(row, height)
+    size = _block_rows(strip.lanes)
     per_block = -(-size // height)
-    packed, panel = _packed(nest, row, column, first, width)
+    packed, panel = _packed(nest, row, strip)
     begin = block * integer(per_block)
     known = static(row.extent)
     if known is not None and known <= size:
@@ -189,17 +190,15 @@ def _block(
         count = tirx.min(integer(per_block), tiles - begin)
     inner = loop(
         count,
-        lambda t: _tile(packed, row, height, column, first, width, row_at(begin + t)),
+        lambda t: _tile(packed, row, height, strip, row_at(begin + t)),
         name="tile",
     )
     return inner if panel is None else sequence([*panel, inner])
 
 
-def _packed(
-    nest: Nest, row: Axis, column: Axis, first: Expr, width: int
-) -> tuple[Nest, Sequence[Any] | None]:
+def _packed(nest: Nest, row: Axis, strip: Strip) -> tuple[Nest, Sequence[Any] | None]:
     """With the right factor's columns copied side by side first, where they are not."""
-    factors = _factors(nest)
+    factors, column, width = _factors(nest), strip.axis, strip.width
     if factors is None or width == 1 or (static(row.extent) or _PACK_FROM) < _PACK_FROM:
         return nest, None
     left, right = sorted(factors, key=lambda factor: column.var in variables_in(factor))
@@ -216,12 +215,12 @@ def _packed(
         line = line * axis.extent + axis.var
 
     def copy(v: Expr) -> Any:
-        value = substitute(right, {column.var: first + v})
+        value = substitute(right, {column.var: strip.first + v})
         body = tirx.BufferStore(panel, value, [line * integer(width) + v])
         return _reduce(nest, body)
 
     fill = loop(width, copy, name="v")
-    packed = panel[line * integer(width) + (column.var - first)]
+    packed = panel[line * integer(width) + (column.var - strip.first)]
     return replace(nest, value=left * packed), [tirx.AllocBuffer(panel), fill]
 
 
@@ -234,41 +233,39 @@ def _reduce(nest: Nest, body: Any) -> Any:
     return body
 
 
-def _tile(
-    nest: Nest,
-    row: Axis | None,
-    height: int,
-    column: Axis,
-    first: Expr,
-    width: int,
-    top: Expr | None = None,
-) -> Any:
-    # a buffer a row: what is smaller than a kilobyte lies on the stack, where LLVM finds registers
-    sums = [tirx.decl_buffer((width,), str(nest.value.ty.dtype), "sum") for _ in range(height)]
+def _tile(nest: Nest, row: Axis | None, height: int, strip: Strip, top: Expr | None = None) -> Any:
+    """The sums of `height` rows from `top`, in the strip's columns, and where they are stored."""
+    # a buffer a vector: below a kilobyte it lies on the stack, and LLVM keeps it in a register
+    part = min(strip.width, strip.lanes)
+    vectors = [(r, v) for r in range(height) for v in range(0, strip.width, part)]
+    sums = {at: tirx.decl_buffer((part,), str(nest.value.ty.dtype), "sum") for at in vectors}
     combine, init = nest.combine, nest.init
     assert combine is not None
     assert init is not None
 
-    def at(r: int, v: Expr) -> dict[Any, Expr]:
-        where = {column.var: first + v}
+    def at(vector: tuple[int, int], v: Expr) -> dict[Any, Expr]:
+        r, begin = vector
+        where = {strip.axis.var: strip.first + integer(begin) + v}
         if row is not None and top is not None:
             where[row.var] = top + integer(r)
         return where
 
-    def each(body: Callable[[int, Expr], Any]) -> Any:
-        rows = [partial(body, r) for r in range(height)]
-        return sequence([loop(width, line, ForKind.VECTORIZED, "v") for line in rows])
+    def each(body: Callable[[tuple[int, int], Expr], Any]) -> Any:
+        lines = [partial(body, vector) for vector in vectors]
+        return sequence([loop(part, line, ForKind.VECTORIZED, "v") for line in lines])
 
-    def accumulate(r: int, v: Expr) -> Any:
-        value = combine(sums[r][v], substitute(nest.value, at(r, v)))
-        return tirx.BufferStore(sums[r], value, [v])
+    def accumulate(vector: tuple[int, int], v: Expr) -> Any:
+        total = sums[vector]
+        value = combine(total[v], substitute(nest.value, at(vector, v)))
+        return tirx.BufferStore(total, value, [v])
 
-    def store(r: int, v: Expr) -> Any:
-        result: Expr = sums[r][v]
+    def store(vector: tuple[int, int], v: Expr) -> Any:
+        where = at(vector, v)
+        result: Expr = sums[vector][v]
         if nest.finish is not None:
-            result = substitute(nest.finish, {**at(r, v), nest.result: result})
-        return tirx.BufferStore(nest.out, result, [substitute(nest.offset, at(r, v))])
+            result = substitute(nest.finish, {**where, nest.result: result})
+        return tirx.BufferStore(nest.out, result, [substitute(nest.offset, where)])
 
-    allocations = [tirx.AllocBuffer(total) for total in sums]
-    clear = each(lambda r, v: tirx.BufferStore(sums[r], init, [v]))
+    allocations = [tirx.AllocBuffer(total) for total in sums.values()]
+    clear = each(lambda vector, v: tirx.BufferStore(sums[vector], init, [v]))
     return sequence([*allocations, clear, _reduce(nest, each(accumulate)), each(store)])
