@@ -81,8 +81,10 @@ class StandIn:
             raise self.error
         return Artifact(Path(given["output"]), MANIFEST)
 
-    def plan(self, model: Path, config: Any, progress: Callable[..., None]) -> list[Layer]:
-        self.given = {"model": model, "config": config}
+    def plan(
+        self, model: Path, config: Any, progress: Callable[..., None], dump_ir: Path | None
+    ) -> list[Layer]:
+        self.given = {"model": model, "config": config, "dump_ir": dump_ir}
         return [LAYER, KEPT]
 
     def load(self, path: Path, threads: int | None) -> "StandIn":
