@@ -24,7 +24,7 @@ from lbcompiler.artifact import (
 from lbcompiler.errors import ArtifactError, InputError
 from lbcompiler.ir.model import Array
 from lbcompiler.targets.cpu.isa import detect, isa_named
-from lbcompiler.targets.cpu.threads import ensure_threads, set_threads
+from lbcompiler.targets.cpu.threads import set_threads
 from lbcompiler.weights_file import map_weights
 
 Observer = Callable[
@@ -33,7 +33,7 @@ Observer = Callable[
 
 
 def load(path: str | Path, threads: int | None = None, verify: bool = True) -> Program:
-    """Open, check and load an artifact. `threads` None uses every core this process may run on."""
+    """Open, check and load an artifact. `threads` None: one a physical core."""
     return Program(open_artifact(path, verify), threads)
 
 
@@ -43,6 +43,7 @@ class Program:
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
         self.artifact = artifact
         _check_machine(artifact)
+        self._threads = threads
         set_threads(threads)
         held = map_weights(artifact.path / WEIGHTS)
         missing = [name for name in self.manifest.parameters if name not in held]
@@ -73,7 +74,7 @@ class Program:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Outputs by name. Raises InputError on a wrong name, dtype or shape."""
         tensors = self._tensors(feeds)
-        ensure_threads()
+        set_threads(self._threads)  # of this program; another may have set its own since
         try:
             result = self._vm["main"](*tensors, *self._weights)
         except Exception as error:  # TVM's errors share no class of their own

@@ -112,6 +112,15 @@ def test_the_result_does_not_depend_on_threads(
     np.testing.assert_array_equal(artifact.load(threads=2)(image())["y"], expected)
 
 
+def test_each_program_keeps_its_own_number_of_threads(artifact: lbcompiler.Artifact) -> None:
+    from lbcompiler.targets.cpu import threads
+
+    first, second = artifact.load(threads=2), artifact.load(threads=1)
+    for program, wanted in ((first, 2), (second, 1), (first, 2)):
+        program(image())
+        assert threads.ensure_threads() == min(wanted, len(threads.available_cores()))
+
+
 def test_the_manifest_says_what_every_layer_became(artifact: lbcompiler.Artifact) -> None:
     layers = {layer.name: layer for layer in artifact.manifest.layers}
     assert list(layers) == ["conv", "up", "down"]
