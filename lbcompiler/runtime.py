@@ -84,9 +84,7 @@ class Program:
             raise InputError(
                 f"the model does not take inputs of these sizes ({sizes}): {_reason(error)}"
             ) from None
-        outputs = (
-            list(result) if isinstance(result, (tuple, list)) or _is_sequence(result) else [result]
-        )
+        outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
         return {
             port.name: out.numpy() for port, out in zip(self.manifest.outputs, outputs, strict=True)
         }
@@ -210,10 +208,6 @@ def _as_numpy(value: Any, name: str) -> Array:
 def _reason(error: Exception) -> str:
     """What TVM says of two sizes that had to agree, without its own frame around it."""
     return str(error).strip().splitlines()[-1].partition(", ty=")[2] or str(error)
-
-
-def _is_sequence(value: Any) -> bool:
-    return not isinstance(value, tvm.runtime.Tensor) and hasattr(value, "__len__")
 
 
 def _address(tensor: Any) -> int:

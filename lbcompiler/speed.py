@@ -34,24 +34,20 @@ def compare(artifact: Artifact, model: str | Path, threads: int | None = None) -
 def synthetic_inputs(artifact: Artifact) -> dict[str, Array]:
     """One made-up sample for every input."""
     bounds = {dim.name: (dim.low, dim.high) for dim in artifact.manifest.dims}
-    first = {port.shape[0] for port in artifact.manifest.inputs if port.shape}
     seed = np.random.default_rng(0)
     return {
-        port.name: _values(port, _extents(port, bounds, first), seed)
-        for port in artifact.manifest.inputs
+        port.name: _values(port, _extents(port, bounds), seed) for port in artifact.manifest.inputs
     }
 
 
-def _extents(
-    port: PortRecord, bounds: Mapping[str, tuple[int, int | None]], batch: set[int | str]
-) -> list[int]:
+def _extents(port: PortRecord, bounds: Mapping[str, tuple[int, int | None]]) -> list[int]:
     extents = []
     for axis, dim in enumerate(port.shape):
         if isinstance(dim, int):
             extents.append(dim)
             continue
         low, high = bounds.get(dim, (1, None))
-        wanted = 1 if dim in batch and axis == 0 else LENGTH
+        wanted = LENGTH if axis else 1
         extents.append(min(max(wanted, low), high or wanted))
     return extents
 

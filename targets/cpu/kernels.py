@@ -24,8 +24,7 @@ from lbcompiler.targets.cpu.layout import (
     COLUMNS,
     Array,
     pack_codes,
-    pack_dense,
-    pack_scales,
+    pack_columns,
     padded,
     plane_shapes,
     tiles,
@@ -122,11 +121,11 @@ class LinearKernel:
         tensor scale].
         """
         if not isinstance(weight, Quantized):
-            return (pack_dense(weight),)
+            return (pack_columns(weight),)
         if self.weight is None:
             raise ValueError(f"{self.name} takes float weights")
         planes = pack_codes(weight.codes, self.weight.element, self.weight.block, self._group)
-        packed = (*planes, pack_scales(weight.scales))
+        packed = (*planes, pack_columns(weight.scales))
         if weight.tensor_scale is None:
             return packed
         return (*packed, np.asarray(weight.tensor_scale, np.float32).reshape(1))

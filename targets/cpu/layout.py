@@ -97,29 +97,15 @@ def unpack_codes(planes: tuple[Array, ...], n: int, k: int, element: Element, gr
     return _untiled(tiled, n, k, group) ^ np.uint8(offset_mask(element))
 
 
-def pack_scales(scales: Array) -> Array:
-    """(N, blocks) bytes -> (tiles, blocks, 16); columns beyond N have byte 0."""
-    count = tiles(scales.shape[0])
-    whole = np.zeros((count * COLUMNS, scales.shape[1]), np.uint8)
-    whole[: scales.shape[0]] = scales
+def pack_columns(values: Array) -> Array:
+    """(N, count) scale bytes or float weights -> (tiles, count, 16); columns beyond N are zero."""
+    count = tiles(values.shape[0])
+    whole = np.zeros((count * COLUMNS, values.shape[1]), values.dtype)
+    whole[: values.shape[0]] = values
     return np.ascontiguousarray(whole.reshape(count, COLUMNS, -1).transpose(0, 2, 1))
 
 
-def unpack_scales(packed: Array, n: int) -> Array:
-    """The inverse of `pack_scales`: (n, blocks)."""
-    count, blocks, _ = packed.shape
-    return np.ascontiguousarray(packed.transpose(0, 2, 1).reshape(count * COLUMNS, blocks)[:n])
-
-
-def pack_dense(w: Array) -> Array:
-    """(N, K) float32 -> (tiles, K, 16); columns beyond N are zero."""
-    count = tiles(w.shape[0])
-    whole = np.zeros((count * COLUMNS, w.shape[1]), np.float32)
-    whole[: w.shape[0]] = w
-    return np.ascontiguousarray(whole.reshape(count, COLUMNS, -1).transpose(0, 2, 1))
-
-
-def unpack_dense(packed: Array, n: int) -> Array:
-    """The inverse of `pack_dense`: (n, K)."""
-    count, k, _ = packed.shape
-    return np.ascontiguousarray(packed.transpose(0, 2, 1).reshape(count * COLUMNS, k)[:n])
+def unpack_columns(packed: Array, n: int) -> Array:
+    """The inverse of `pack_columns`: (n, count)."""
+    count, width, _ = packed.shape
+    return np.ascontiguousarray(packed.transpose(0, 2, 1).reshape(count * COLUMNS, width)[:n])

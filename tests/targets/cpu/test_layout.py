@@ -6,13 +6,11 @@ from hypothesis import strategies as st
 from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu.layout import (
     pack_codes,
-    pack_dense,
-    pack_scales,
+    pack_columns,
     padded,
     plane_shapes,
     unpack_codes,
-    unpack_dense,
-    unpack_scales,
+    unpack_columns,
 )
 
 ELEMENTS = {fmt.element.name: fmt.element for fmt in FORMATS.values()}
@@ -83,5 +81,7 @@ def test_six_bits_lie_as_nibbles_and_pairs() -> None:
 @given(st.integers(1, 70), st.integers(1, 9))
 def test_scales_and_float_weights_come_back(n, k) -> None:
     scales = random_codes(n, n, k, 8)
-    np.testing.assert_array_equal(unpack_scales(pack_scales(scales), n), scales)
-    np.testing.assert_array_equal(unpack_dense(pack_dense(scales.astype(np.float32)), n), scales)
+    np.testing.assert_array_equal(unpack_columns(pack_columns(scales), n), scales)
+    np.testing.assert_array_equal(
+        unpack_columns(pack_columns(scales.astype(np.float32)), n), scales
+    )
