@@ -35,6 +35,7 @@ from lbcompiler.artifact import (
 from lbcompiler.config import CompileConfig, make_config
 from lbcompiler.files import unfinished
 from lbcompiler.frontend import hash_of, import_model, kind_of
+from lbcompiler.ir.dump import Dump, dump_into
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.passes import PREPARE, LiftWeights, SelectFormats, quantize
 from lbcompiler.pipeline import Pass, Progress, run, silent
@@ -84,13 +85,13 @@ def compile(
         "on_unsupported": on_unsupported,
     }
     settings = merged(config, {key: value for key, value in given.items() if value is not None})
-    ir_folder = None if dump_ir is None else Path(dump_ir)
+    dump = dump_into(dump_ir)
     with _destination(output, force) as folder:
         clock = _Clock(progress)
         backend = target_named(settings.target)
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
-        planned = clock("plan", lambda: _plan(imported, settings, backend, ir_folder))
-        lowered = clock("quantize", lambda: _lower(planned, settings, backend, ir_folder))
+        planned = clock("plan", lambda: _plan(imported, settings, backend, dump))
+        lowered = clock("quantize", lambda: _lower(planned, settings, backend, dump))
         clock(  # before the code, which takes longer: a weight that is refused is refused early
             "weights",
             lambda: write_weights(
@@ -99,7 +100,7 @@ def compile(
                 lambda done, total: progress("weights", done, total),
             ),
         )
-        clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE))
+        clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE, dump))
         (folder / REPORT).write_text(json.dumps({"seconds": clock.seconds}, indent=2) + "\n")
         manifest = _manifest(model, lowered, settings, backend, folder)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -113,11 +114,11 @@ def plan(
     dump_ir: str | Path | None = None,
 ) -> list[Layer]:
     """What `compile` would make of every layer, without making it: the table of --dry-run."""
-    folder = None if dump_ir is None else Path(dump_ir)
+    dump = dump_into(dump_ir)
     backend = target_named(config.target)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
-    planned = _lower(_plan(imported, config, backend, folder), config, backend, folder)
+    planned = _lower(_plan(imported, config, backend, dump), config, backend, dump)
     progress("import", 1, 1)
     return list(planned.layers.values())
 
@@ -129,7 +130,8 @@ def merged(config: CompileConfig | str | Path | None, given: dict[str, Any]) -> 
     return make_config(given, config)
 
 
-def _plan(model: Model, config: CompileConfig, target: Target, dump_ir: Path | None) -> Model:
+def _plan(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
+    dump("input", model.module)
     select = SelectFormats(
         weight_format=config.weight_format,
         act_format=config.activation_format,
@@ -140,16 +142,16 @@ def _plan(model: Model, config: CompileConfig, target: Target, dump_ir: Path | N
         exclude=config.exclude,
         on_unsupported=config.on_unsupported,
     )
-    return run((*PREPARE, select), model, dump_ir)
+    return run((*PREPARE, select), model, dump)
 
 
-def _lower(model: Model, config: CompileConfig, target: Target, dump_ir: Path | None) -> Model:
+def _lower(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
     passes: tuple[Pass, ...] = (
         *quantize(QUANTIZERS[config.quantizer]),
         *target.passes,
         LiftWeights(),
     )
-    return run(passes, model, dump_ir, first=len(PREPARE) + 2)
+    return run(passes, model, dump)
 
 
 def _destination(output: str | Path | None, force: bool) -> AbstractContextManager[Path]:
@@ -198,15 +200,21 @@ def _manifest(
             PortRecord(name=p.name, dtype=p.dtype, shape=list(p.shape)) for p in model.outputs
         ],
         dims=[DimRecord(**asdict(dim)) for dim in model.dims],
-        layers=[LayerRecord(**_as_lists(asdict(layer))) for layer in model.layers.values()],
+        layers=[_layer_record(layer) for layer in model.layers.values()],
         totals=_totals(model),
         parameters=list(model.parameters),
         files=file_records(folder),
     )
 
 
-def _as_lists(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in record.items()}
+def _layer_record(layer: Layer) -> LayerRecord:
+    return LayerRecord.model_validate(
+        {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(layer).items()
+            if key in LayerRecord.model_fields
+        }
+    )
 
 
 def _totals(model: Model) -> Totals:

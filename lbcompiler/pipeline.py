@@ -3,10 +3,10 @@ pass.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 from lbcompiler.errors import LbcError
+from lbcompiler.ir.dump import Dump, no_dump
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.verify import verify
 
@@ -32,15 +32,9 @@ class PassError(Exception):
 def run(
     passes: Sequence[Pass],
     model: Model,
-    dump_ir: Path | None = None,
-    first: int = 1,
+    dump: Dump = no_dump,
 ) -> Model:
-    """`model` through every pass; `first` is the number of the first dump.
-
-    Raises LbcError for the user's faults, PassError for ours.
-    """
-    if first == 1:
-        dump(model, dump_ir, "00-input")
+    """`model` through every pass. Raises LbcError for the user's faults, PassError for ours."""
     for index, step in enumerate(passes):
         try:
             model = step(model)
@@ -50,13 +44,5 @@ def run(
         except Exception as error:
             before = ", ".join(done.name for done in passes[:index]) or "nothing"
             raise PassError(f"pass {step.name} failed (after {before}): {error}") from error
-        dump(model, dump_ir, f"{first + index:02d}-{step.name}")
+        dump(step.name, model.module)
     return model
-
-
-def dump(model: Model, folder: Path | None, stem: str) -> None:
-    """Write the module as text, where a folder was given."""
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.py").write_text(model.module.script() + "\n")

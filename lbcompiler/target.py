@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lbcompiler.formats import BlockFormat
+from lbcompiler.ir.dump import Dump
 from lbcompiler.ir.model import Dim
 from lbcompiler.pipeline import Pass
 
 Supports = Callable[[BlockFormat, BlockFormat | None], str]
 Build = Callable[
-    [Any, Sequence[Dim], Path], None
-]  # (module, dynamic dimensions, shared library to write)
+    [Any, Sequence[Dim], Path, Dump], None
+]  # (module, dynamic dimensions, shared library to write, what to call after every stage)
 
 
 @dataclass(frozen=True)

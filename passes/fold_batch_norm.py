@@ -46,7 +46,9 @@ class FoldBatchNorm:
                 return None
             new_bias = ((bias - mean) * factor + shift).astype(np.float32)
             layer = str(conv.attrs["layer"])
-            layers[layer] = replace(layers[layer], output_has_bias=False, output="")
+            layers[layer] = replace(
+                layers[layer], output=layers[layer].normalized, output_has_bias=True
+            )
             attrs = {key: conv.attrs[key] for key in ("strides", "padding", "dilation", "groups")}
             out = scope.emit(
                 ops.conv(conv.args[0], folded, relax.const(new_bias), layer=layer, **attrs)

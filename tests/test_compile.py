@@ -13,6 +13,7 @@ import lbcompiler
 from lbcompiler.errors import ArtifactError, ConfigError, InputError, ModelError
 from lbcompiler.formats import FORMATS
 from lbcompiler.ir import ops
+from lbcompiler.verify import verify
 from tests.bench.agreement import agreement
 from tests.bench.fake_quantized import Quantization
 from tests.bench.reference import Reference
@@ -261,12 +262,34 @@ def test_the_ir_is_dumped_after_every_pass(model: Path, tmp_path: Path) -> None:
     names = sorted(p.stem for p in (tmp_path / "ir").iterdir())
     passes = [name.partition("-")[2] for name in names]
     assert passes[0] == "input"
+    assert passes[-3:] == ["fused", "scheduled", "planned"]
     assert (
         passes.index("quantize_weights") < passes.index("insert_qdq") < passes.index("fuse_linear")
     )
     assert (
         "lbc.linear" in (tmp_path / "ir" / f"{names[passes.index('fuse_linear')]}.py").read_text()
     )
+
+
+def test_a_layer_with_a_folded_batch_norm_is_compared_behind_it(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    g (float[n, 3, 8, 8] x) => (float[n, 8, 8, 8] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        b = BatchNormalization (c, gain, shift, mean, variance)
+        y = Relu (b) }"""
+    proto = onnx.parser.parse_model(text)
+    vectors = [tensor(name, 8) for name in ("gain", "shift", "mean")]
+    variance = numpy_helper.from_array(np.full(8, 2, np.float32), "variance")
+    proto.graph.initializer.extend([tensor("w", 8, 3, 3, 3), *vectors, variance])
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(3).standard_normal((2, 3, 8, 8), np.float32))
+    program = lbcompiler.compile(tmp_path / "m.onnx", format="mxint8").load(threads=1)
+    (layer,) = program.manifest.layers
+    assert (layer.output, layer.output_has_bias, layer.epilogue) == ("b", True, "relu")
+    found = verify(program, tmp_path / "m.onnx", tmp_path / "x.npy", per_layer=True, threads=1)
+    assert found.layers is not None
+    ((_, decibels),) = found.layers
+    assert decibels > 30  # mxint8 rounds at about 40; without the batch norm it is near 0
 
 
 def test_the_plan_is_what_compile_does(model: Path, artifact: lbcompiler.Artifact) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir import ops
+from lbcompiler.ir.dump import dump_into
 from lbcompiler.ir.model import Model
 from lbcompiler.pipeline import PassError, run
 from tests.passes.build import Body, model_of
@@ -76,8 +77,10 @@ def test_the_users_own_faults_pass_through() -> None:
 
 
 def test_the_ir_is_dumped_in_order(tmp_path: Path) -> None:
-    run([Nothing(), Nothing()], MODEL, tmp_path / "ir")
-    run([Nothing()], MODEL, tmp_path / "ir", first=3)
+    dump = dump_into(tmp_path / "ir")
+    dump("input", MODEL.module)
+    run([Nothing(), Nothing()], MODEL, dump)
+    run([Nothing()], MODEL, dump)
     names = sorted(p.name for p in (tmp_path / "ir").iterdir())
     assert names == ["00-input.py", "01-nothing.py", "02-nothing.py", "03-nothing.py"]
     assert "lbc.dense" in (tmp_path / "ir" / "03-nothing.py").read_text()

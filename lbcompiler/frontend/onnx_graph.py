@@ -9,7 +9,7 @@ for it unless an operator needs it as a tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -349,3 +349,9 @@ class Graph:
             reason=reason,
         )
         return name
+
+    def add_batch_norm(self, node: Node) -> None:
+        """Record what a layer computes behind its batch norm."""
+        for name, layer in self.layers.items():
+            if layer.output == node.proto.input[0]:
+                self.layers[name] = replace(layer, normalized=node.outputs[0])

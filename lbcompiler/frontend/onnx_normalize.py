@@ -23,6 +23,7 @@ def _batch_normalization(graph: Graph, node: Node) -> Value:
             "inference"
         )
     x, parameters = graph.tensor(node[0]), [graph.expr(node[i]) for i in range(1, 5)]
+    graph.add_batch_norm(node)
     norm = op.nn.batch_norm(x.expr, *parameters, 1, node.attribute("epsilon", 1e-5), training=False)
     return graph.emit(relax.TupleGetItem(graph.builder.emit(norm), 0))
 

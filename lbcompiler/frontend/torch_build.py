@@ -1,6 +1,7 @@
 """The Relax function under construction, as the converters of torch operators see it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,12 @@ class Build:
 
     def record(self, layer: Layer) -> None:
         self.layers[layer.name] = layer
+
+    def record_batch_norm(self) -> None:
+        """The node is the batch norm of what a layer computes."""
+        for name, layer in self.layers.items():
+            if layer.output == self.node.args[0].name:
+                self.layers[name] = replace(layer, normalized=self.node.name)
 
     def conform(self, x: Expr, fake: Any) -> Expr:
         """`x` with the dtype and shape that torch states: a shape that TVM cannot prove to be

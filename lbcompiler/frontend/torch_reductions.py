@@ -204,6 +204,7 @@ def batch_norm(
 ) -> Expr:
     if training or mean is None:
         return batch_norm_in_training(b)
+    b.record_batch_norm()
     return _normalized(b, x, weight, bias, mean, var, eps)
 
 

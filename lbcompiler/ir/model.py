@@ -45,13 +45,15 @@ class Layer:
 
     `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the
     value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
-    --per-layer`."""
+    --per-layer`. `normalized` is the source's name of the batch norm of that value, if there is
+    one: what the layer computes once that is folded."""
 
     name: str
     op: str
     shape: tuple[int, ...]  # (N, K) of a linear, (O, C, kh, kw) of a convolution
     output: str = ""
     output_has_bias: bool = False
+    normalized: str = ""
     requested: str = "float32"
     realized: str = "float32"
     weight_format: str = "none"

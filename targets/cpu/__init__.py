@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lbcompiler.errors import ConfigError
+from lbcompiler.ir.dump import Dump
 from lbcompiler.ir.model import Dim
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Target
@@ -29,10 +30,10 @@ def cpu(variant: str = "") -> Target:
     )
 
 
-def _build(isa: Isa, module: Any, dims: Sequence[Dim], library: Path) -> None:
+def _build(isa: Isa, module: Any, dims: Sequence[Dim], library: Path, dump: Dump) -> None:
     from lbcompiler.targets.cpu.build import build
 
-    executable = build(module, isa.tvm_target(), dims)
+    executable = build(module, isa.tvm_target(), dims, dump)
     try:
         executable.export_library(str(library))
     except Exception as error:  # the linker's, under several names

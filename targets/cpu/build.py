@@ -15,6 +15,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 from tvm.tirx import compilation_pipeline
 
+from lbcompiler.ir.dump import Dump, no_dump
 from lbcompiler.ir.model import Dim
 from lbcompiler.targets.cpu.keep_apart import KeepApart
 from lbcompiler.targets.cpu.legalize import KEPT, LEGALIZATIONS
@@ -89,17 +90,25 @@ def lower_to_kernels(module: Any, isa_target: Any) -> Any:
         return tvm.transform.Sequential(passes)(module)
 
 
-def build(module: Any, isa_target: Any, dims: Sequence[Dim] = ()) -> Any:
+def build(
+    module: Any,
+    isa_target: Any,
+    dims: Sequence[Dim] = (),
+    dump: Dump = no_dump,
+) -> Any:
     """Compile a module whose quantized linears are already calls of scheduled PrimFuncs.
 
     `isa_target` is a `tvm.target.Target` of kind llvm; `dims` name the dynamic dimensions (the
-    symbolic variables of the same names) and their bounds. Returns the executable of the virtual
-    machine.
+    symbolic variables of the same names) and their bounds. `dump` is called with the module
+    after fusion, scheduling and memory planning. Returns the executable of the virtual machine.
     """
     compilation_pipeline.register_tir_pipeline(_TIR_PIPELINE, _tir_pipeline)
     module = _bound_dimensions(module, dims)
     with tvm.transform.PassContext(opt_level=3):
-        module = schedule_module(lower_to_kernels(module, isa_target), isa_target)
+        module = lower_to_kernels(module, isa_target)
+        dump("fused", module)
+        module = schedule_module(module, isa_target)
+        dump("scheduled", module)
         passes = [
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
@@ -114,6 +123,7 @@ def build(module: Any, isa_target: Any, dims: Sequence[Dim] = ()) -> Any:
         ]
         with isa_target:
             module = tvm.transform.Sequential(passes)(module)
+            dump("planned", module)
             return tvm.compile(
                 module, target=isa_target, relax_pipeline=None, tir_pipeline=_TIR_PIPELINE
             )
