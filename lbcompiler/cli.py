@@ -14,7 +14,7 @@ from lbcompiler import cli_options as options
 from lbcompiler import cli_reports as reports
 from lbcompiler import cli_show as show
 from lbcompiler.cli_errors import USER, Verb
-from lbcompiler.cli_signals import end_on_signals
+from lbcompiler.cli_signals import end_on_signals, exit_of_interruption
 
 
 def _examples(*commands: str) -> str:
@@ -35,7 +35,8 @@ app = typer.Typer(
 def main() -> None:
     """The console script."""
     end_on_signals()
-    app()
+    with exit_of_interruption():
+        app()
 
 
 def _print_version(asked: bool) -> None:

@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lbcompiler.cli_errors import INTERRUPTED, TERMINATED
 from lbcompiler.files import remove_unfinished
@@ -25,6 +27,22 @@ def end_on_signals() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_end_after_grace, args=(reader,), daemon=True).start()
+
+
+@contextmanager
+def exit_of_interruption() -> Iterator[None]:
+    """Leave with code 130 what has unwound from Ctrl-C.
+
+    CPython remembers a KeyboardInterrupt that passed through `exec` of a string (every dataclass is
+    made by one) and kills the process by SIGINT at its end, whatever code it was given.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def _terminated(_number: int, _frame: object) -> None:

@@ -50,6 +50,27 @@ def test_an_interruption_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+INSIDE_EXEC = """
+import sys
+import lbcompiler
+from lbcompiler import cli
+
+def compile(model, **_):
+    exec("raise KeyboardInterrupt")  # as where a dataclass is being made
+
+lbcompiler.__dict__["compile"] = compile
+sys.argv = ["lbc", "compile", "m.onnx", "-o", "out.lbc"]
+cli.main()
+"""
+
+
+def test_an_interruption_inside_exec_is_code_130_too(tmp_path: Path) -> None:
+    (tmp_path / "inside_exec.py").write_text(INSIDE_EXEC)
+    command = [sys.executable, "-m", "inside_exec"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 STUCK = """
 import hashlib, sys, tempfile, threading
 from pathlib import Path
