@@ -1,0 +1,79 @@
+"""A linear by itself, ready to be timed: packed weights, the activation's quantization and the GEMM."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import tvm
+
+from lbcompiler.formats import BlockFormat
+from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
+
+
+@dataclass(frozen=True)
+class TimedLinear:
+    """`run` is the whole linear, `quantize` its first half (None: activations stay in float).
+
+    `ceiling` names the bound of `ceilings.py` that its arithmetic has, `weight_bytes` what one run
+    reads of packed weights.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    quantize: Callable[[], Any] | None
+    weight_bytes: int
+    ceiling: str
+
+
+def timed_linear(
+    weight: BlockFormat, act: BlockFormat | None, isa: Isa, shape: tuple[int, int, int], cold: int
+) -> TimedLinear:
+    """The linear of shape (M, K, N) on random data.
+
+    With `cold` above 0 every run takes the next of as many copies of the weights as make that many
+    bytes: more than the caches hold, and none finds its weights there.
+    """
+    m, k, n = shape
+    kernel = kernel_for(weight, act, isa)
+    rng = np.random.default_rng(0)
+    packed = kernel.pack(weight.quantize(rng.standard_normal((n, k), np.float32)))
+    nbytes = sum(array.nbytes for array in packed)
+    copies = cycle(
+        [
+            [tvm.runtime.tensor(np.roll(array, i, 0)) for array in packed]
+            for i in range(max(1, -(-cold // nbytes)))
+        ]
+    )
+    module = _compiled(kernel, act, k, n)
+    x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
+    y = tvm.runtime.tensor(np.zeros((m, n), np.float32))
+    operands, quantize = [x], None
+    if act is not None:
+        operands = [
+            tvm.runtime.tensor(np.zeros((m, *tail), dtype))
+            for tail, dtype in kernel.quantized_specs(k)
+        ]
+        first = module["quantize"]
+
+        def quantize() -> None:
+            first(x, *operands)
+
+    gemm = module["gemm"]
+
+    def run() -> None:
+        if quantize is not None:
+            quantize()
+        gemm(*operands, *next(copies), y)
+
+    return TimedLinear(kernel.name, run, quantize, nbytes, "dot" if kernel.is_integer else "fma")
+
+
+def _compiled(kernel: LinearKernel, act: BlockFormat | None, k: int, n: int) -> Any:
+    functions = {"gemm": kernel.gemm(n, k, bias=False)}
+    if act is not None:
+        functions["quantize"] = kernel.quantize(k, act.default_rule)
+    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    return tvm.compile(tvm.IRModule(named), target=kernel.isa.tvm_target())
