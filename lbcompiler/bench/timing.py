@@ -1,4 +1,4 @@
-"""Several things timed side by side, so that a machine whose speed drifts is fair to all of them."""
+"""Things timed side by side, so that a machine whose speed drifts is fair to all of them."""
 
 import random
 import statistics

@@ -1,4 +1,4 @@
-"""A linear by itself, ready to be timed: packed weights, the activation's quantization and the GEMM."""
+"""A linear by itself, ready to be timed: packed weights, quantization and GEMM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
