@@ -1,21 +1,21 @@
-"""The loop nest that every GEMM of the CPU target has, around a body that computes one register
-tile.
+"""The loop nest that every GEMM of the CPU target has, around what computes one register tile.
 
     for task in parallel(row chunks x column groups)      row chunk outermost: its activations stay
     in L2
-        start                                              what the whole chunk can share
-        for row tile in chunk
-            accumulators = 0                               rows x columns vectors, in registers
-            body                                           all of K, blocks ascending
-            y = epilogue(accumulators), stored
+        sums = 0                                           of the task, in L1
+        for panel of `depth` k's
+            weights of the panel, decoded                  stay in L1 for all rows of the chunk
+            for row tile in chunk
+                sums += products                           rows x columns vectors, in registers
+        y = epilogue(sums), stored
 
 M is symbolic. The last row tile and the last column group overlap the ones before them, so that no
 tile is ragged as long as M is at least its height; a smaller M takes the next lower tile. A value
-is computed by the same operations in the same order whatever tile it falls into: the result does
-not depend on the config, the instruction set or the threads.
+is computed by the same operations in the same order, blocks of k ascending, whatever tile and panel
+it falls into: the result does not depend on the config, the instruction set or the threads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,41 +28,58 @@ from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, fma, let, load, s
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 
-
-@dataclass(frozen=True)
-class Tile:
-    """Accumulators of one register tile: `rows` times `columns` tiles of 16."""
-
-    rows: int
-    columns: int
+FEW_GROUPS = 16  # column groups
+SMALL_M = 16  # below: weights are read for little arithmetic
 
 
 @dataclass(frozen=True)
 class Config:
-    """Register tiles, tallest first, the last of one row; a task takes `chunk` rows at a time."""
+    """What may be chosen freely for a shape: results are the same bits whatever it is.
 
-    tiles: tuple[Tile, ...]
-    chunk: int = 96
+    `rows` x `columns` (tiles of 16) is the register tile; `depth` k's make a panel; a task takes
+    about `chunk` rows, or fewer where there are few columns. Fewer than `rows` rows go in tiles of
+    4, 2 and 1, the last of `small_columns`.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    chunk: int
+    small_columns: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sums of one register tile: `rows` times `columns` tiles of 16."""
+
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.columns * COLUMNS
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a body works: its accumulators, the first row and the first column tile."""
+    """Where products are added: the register tile's sums, its first row and column tile."""
 
     tile: Tile
-    accumulators: Any
+    sums: Any
     row: Expr
     column: Expr
 
+    def vectors(self, isa: Isa) -> int:
+        return self.tile.columns * COLUMNS // isa.lanes
+
     def slot(self, isa: Isa, r: int, v: int) -> Any:
-        """The index of accumulator vector v of row r."""
-        vectors = self.tile.columns * COLUMNS // isa.lanes
-        return at((r * vectors + v) * isa.lanes, isa.lanes)
+        """The index of sum vector v of row r."""
+        return at((r * self.vectors(isa) + v) * isa.lanes, isa.lanes)
 
 
 @dataclass(frozen=True)
 class Output:
-    """y (M, n), and what the accumulators go through on the way there."""
+    """y (M, n), and what the sums go through on the way there."""
 
     y: Any
     n: int
@@ -71,73 +88,113 @@ class Output:
     activation: str = "none"
 
 
-Body = Callable[[Place], None]  # emits the sums of one register tile
-Start = Callable[[Tile, Expr], Body]  # emits what a task does first, given its tile and column
+@dataclass(frozen=True)
+class Task:
+    """What a task computes: `count` row tiles from `row(0)` on, `tile.columns` tiles of 16."""
+
+    tile: Tile
+    column: Expr
+    count: Expr
+    row: Callable[[Expr], Expr]
 
 
-def chunk_rows(row_bytes: int, n: int, limit: int) -> int:
-    """Rows a task takes: what stays in L2; fewer if columns alone cannot busy the threads."""
-    fitting = max(16, min(256, limit // row_bytes))
-    return fitting if tiles(n) >= 16 else min(fitting, 48)
+Add = Callable[[Place], None]  # emits the products of one panel, added to the sums of a place
+EachTile = Callable[[Add], None]  # emits the loop over the task's row tiles around an `Add`
+Body = Callable[[Task, EachTile], None]  # emits all of K for a task
 
 
-def tallest(row_bytes: int) -> int:
-    """Rows of a register tile on AVX-512: 12 of 32 registers for sums.
+def space(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], default: Config, m: int, k: int
+) -> dict[str, tuple[int, ...]]:
+    """The fields of a config that matter for M rows, each with what is worth trying.
 
-    Eight where the rows lie at a multiple of 2 KiB: their lines then share a set of the L1 cache,
-    which has eight ways (measured on Zen 4: 12 rows 190, 8 rows 264 GOP/s at K = 4096).
+    `shapes` are the rows and the columns of register tiles. The default's values are among them.
     """
-    return 12 if row_bytes % 2048 else 8
+    if m < SMALL_M:
+        return {"small_columns": (1, 2, 3, 4, 6, 8)}
+    depths = (256, 512, 1024, 2048, 4096)
+    choices = {
+        "rows": shapes[0],
+        "columns": shapes[1],
+        "depth": tuple(depth for depth in depths if depth < k) or (min(depths),),
+        "chunk": (32, 64, 96, 128, 192, 256, 384),
+    }
+    return {name: tuple(sorted({*c, getattr(default, name)})) for name, c in choices.items()}
 
 
-def emit_gemm(isa: Isa, config: Config, m: Expr, output: Output, start: Start) -> None:
+def small_tiles(config: Config) -> list[Tile]:
+    """The tiles of fewer rows than `config.rows`, tallest first."""
+    heights = [height for height in (4, 2) if height < config.rows]
+    return [*(Tile(height, 2) for height in heights), Tile(1, config.small_columns)]
+
+
+def emit_gemm(isa: Isa, config: Config, m: Expr, output: Output, body: Body) -> None:
     """The loop nest for every tile height, the tallest that fits M first."""
-    first, *lower = config.tiles
+    first = Tile(config.rows, config.columns)
+    lower = small_tiles(config) if config.rows > 1 else []
+    _emit_heights(isa, [first, *lower], config.chunk, m, output, body)
+
+
+def _emit_heights(
+    isa: Isa, heights: Sequence[Tile], chunk: int, m: Expr, output: Output, body: Body
+) -> None:
+    first, *lower = heights
     if not lower:
-        _emit_grid(isa, first, config.chunk, m, output, start)
+        _emit_grid(isa, first, chunk, m, output, body)
         return
     with T.If(m >= first.rows):
         with T.Then():
-            _emit_grid(isa, first, config.chunk, m, output, start)
+            _emit_grid(isa, first, chunk, m, output, body)
         with T.Else():
-            emit_gemm(isa, Config(tuple(lower), config.chunk), m, output, start)
+            _emit_heights(isa, lower, chunk, m, output, body)
 
 
-def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, start: Start) -> None:
+def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, body: Body) -> None:
     count = tiles(output.n)
     tile = Tile(tile.rows, min(tile.columns, count))
     groups = -(-count // tile.columns)
     row_tiles = tirx.ceildiv(m, tile.rows)
+    if groups < FEW_GROUPS:  # rows have to busy the threads
+        chunk = min(chunk, 64)
     height = max(1, chunk // tile.rows)
-    with T.parallel(tirx.ceildiv(row_tiles, height) * groups) as task:
-        IRBuilder.name("task", task)
-        first = let(task // groups * height)
-        column = let(tirx.min(task % groups * tile.columns, count - tile.columns))
-        body = start(tile, column)
-        with T.serial(tirx.min(height, row_tiles - first)) as i:
-            row = let(tirx.min((first + i) * tile.rows, m - tile.rows))
-            size = tile.rows * tile.columns * COLUMNS
-            accumulators = T.alloc_buffer((size,), "float32", scope="local")
-            for lane in range(0, size, isa.lanes):
-                zero = splat(0.0, "float32", isa.lanes)
-                T.buffer_store(accumulators, zero, [at(lane, isa.lanes)])
-            place = Place(tile, accumulators, row, column)
-            body(place)
-            _emit_output(isa, place, output)
+    with T.parallel(tirx.ceildiv(row_tiles, height) * groups) as number:
+        IRBuilder.name("task", number)
+        first = let(number // groups * height)
+        column = let(tirx.min(number % groups * tile.columns, count - tile.columns))
+        held = T.alloc_buffer((height, tile.size), "float32")
+
+        def row(i: Expr) -> Expr:
+            return let(tirx.min((first + i) * tile.rows, m - tile.rows))
+
+        task = Task(tile, column, let(tirx.min(height, row_tiles - first)), row)
+        lanes = [at(lane, isa.lanes) for lane in range(0, tile.size, isa.lanes)]
+        with T.serial(task.count) as i:
+            for lane in lanes:
+                T.buffer_store(held, splat(0.0, "float32", isa.lanes), [i, lane])
+
+        def each_tile(add: Add) -> None:
+            with T.serial(task.count) as i:
+                sums = T.alloc_buffer((tile.size,), "float32", scope="local")
+                for lane in lanes:
+                    T.buffer_store(sums, held[i, lane], [lane])
+                add(Place(tile, sums, row(i), column))
+                for lane in lanes:
+                    T.buffer_store(held, sums[lane], [i, lane])
+
+        body(task, each_tile)
+        with T.serial(task.count) as i:
+            _emit_output(isa, Place(tile, held, row(i), column), i, output)
 
 
-def _emit_output(isa: Isa, place: Place, output: Output) -> None:
-    """From the accumulators to y, row by row: a loop, for the activation's code is long."""
-    tile, size = place.tile, place.tile.rows * place.tile.columns * COLUMNS
-    finished = T.alloc_buffer((size,), "float32", scope="local")
-    for start in range(0, size, isa.lanes):
-        T.buffer_store(finished, place.accumulators[at(start, isa.lanes)], [at(start, isa.lanes)])
+def _emit_output(isa: Isa, place: Place, i: Expr, output: Output) -> None:
+    """From the sums of row tile i to y, row by row: a loop, for the activation's code is long."""
+    tile = place.tile
     ragged = output.n % COLUMNS
     with T.serial(tile.rows) as r:
         scale = _tensor_scale(output, place.row + r)
         for j in range(tile.columns):
             values = [
-                finished[at((r * tile.columns + j) * COLUMNS + v, isa.lanes)]
+                let(place.sums[i, at((r * tile.columns + j) * COLUMNS + v, isa.lanes)])
                 for v in range(0, COLUMNS, isa.lanes)
             ]
             if ragged and j == tile.columns - 1:

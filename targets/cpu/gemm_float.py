@@ -5,9 +5,9 @@ not, and for weights that were not quantized either. code * scale is exact in fl
 as of an activation, so the result is that of a float32 GEMM of the dequantized matrices, bit for
 bit; only the tensor scales wait for the end.
 
-A task decodes its columns once, into a panel of float32 that all its row tiles read: decoding takes
-about twelve instructions a vector, on the ports where a tile of eight rows would have eight FMAs.
-A single row decodes on the way instead, for nothing would read its panel again.
+A task decodes its columns once, a panel of k's at a time, which all its row tiles read: decoding
+takes about twelve instructions a vector, on the ports where a tile of eight rows would have eight
+FMAs. Few rows decode on the way instead, for nothing would read their panel again.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,23 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import decode
-from lbcompiler.targets.cpu.gemm import (
-    Body,
-    Config,
-    Output,
-    Place,
-    Tile,
-    chunk_rows,
-    emit_gemm,
-)
-from lbcompiler.targets.cpu.gemm_integer import load_planes, load_scales, weight_arguments
+from lbcompiler.targets.cpu.gemm import Config, EachTile, Output, Place, Task, emit_gemm, space
 from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, fma, kernel, let, root_block, splat
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
+from lbcompiler.targets.cpu.packed_weights import load_planes, load_scales, weight_arguments
 
 STEP = 4  # k's that the innermost loop takes at a time
-PANEL_BYTES = 1 << 19  # of a task's activations beside its panel: half of a Zen 4 core's L2
+SHAPES = {
+    AVX512_VNNI: ((4, 6, 8, 12), (1, 2, 3)),
+    AVX2: ((2, 4, 5, 6), (1, 2)),
+    GENERIC: ((1, 2, 4), (1, 2)),
+}
+DEFAULTS = {
+    AVX512_VNNI: Config(rows=8, columns=2, depth=256, chunk=96, small_columns=4),
+    AVX2: Config(rows=5, columns=1, depth=256, chunk=60, small_columns=2),
+    GENERIC: Config(rows=2, columns=1, depth=256, chunk=64, small_columns=1),
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class FloatGemm:
     act: BlockFormat | None
 
     def config(self, n: int, k: int) -> Config:
-        """The default tiles for a shape."""
-        shapes = {
-            AVX512_VNNI: (Tile(8, 2), Tile(4, 2), Tile(1, 4)),
-            AVX2: (Tile(5, 1), Tile(1, 2)),
-        }.get(self.isa, (Tile(2, 1), Tile(1, 1)))
-        return Config(shapes, chunk_rows(4 * k, n, PANEL_BYTES))
+        """The default for a shape."""
+        return DEFAULTS[self.isa]
+
+    def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
+        """The fields of `Config` that matter for M rows, and what is worth trying."""
+        return space(SHAPES[self.isa], DEFAULTS[self.isa], m, k)
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -79,11 +80,14 @@ class FloatGemm:
         b = T.arg("bias", T.buffer((n,), "float32")) if bias else None
         y = T.arg("y", T.buffer((m, n), "float32"))
 
-        def start(tile: Tile, column: Expr) -> Body:
-            return weights.start(tile, column, x, k)
+        def body(task: Task, each_tile: EachTile) -> None:
+            if task.tile.rows < config.rows:
+                each_tile(lambda place: weights.add(place, x, k))
+            else:
+                weights.add_panels(task, each_tile, x, k, config.depth)
 
         with root_block():
-            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), start)
+            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
 
     def _weights(self, n: int, k: int) -> "_Blocks | _Dense":
         if self.weight is None:
@@ -99,12 +103,26 @@ class _Dense:
     isa: Isa
     w: Any
 
-    def start(self, _: Tile, column: Expr, x: Any, k: int) -> Body:
+    def add(self, place: Place, x: Any, k: int) -> None:
+        zero = tirx.const(0, "int64")
+        _multiply(self.isa, place, x, zero, k, self._reader(place.column))
+
+    def add_panels(self, task: Task, each_tile: EachTile, x: Any, k: int, depth: int) -> None:
+        read = self._reader(task.column)
+        _each_panel(
+            k,
+            depth,
+            lambda first, count: each_tile(
+                lambda place: _multiply(self.isa, place, x, first, count, read)
+            ),
+        )
+
+    def _reader(self, column: Expr) -> "_Read":
         def read(position: Expr, v: int) -> Expr:
             tile, lane = divmod(v * self.isa.lanes, COLUMNS)
             return self.w[column + tile, position, at(lane, self.isa.lanes)]
 
-        return lambda place: _multiply(self.isa, place, x, k, read)
+        return read
 
 
 @dataclass(frozen=True)
@@ -116,36 +134,43 @@ class _Blocks:
     planes: list[Any]
     scales: Any
 
-    def start(self, tile: Tile, column: Expr, x: Any, k: int) -> Body:
-        width = tile.columns * COLUMNS
-        if tile.rows == 1:
-            return lambda place: self._decode(
-                width,
-                column,
-                k,
-                lambda position, vectors: _add_outer(self.isa, place, x, position, vectors),
-            )
-        panel = T.alloc_buffer((k, width), "float32")
+    def add(self, place: Place, x: Any, k: int) -> None:
+        """All of K, weights decoded on the way."""
 
-        def keep(position: Expr, vectors: list[Expr]) -> None:
-            for v, vector in enumerate(vectors):
-                T.buffer_store(panel, vector, [position, at(v * self.isa.lanes, self.isa.lanes)])
+        def use(position: Expr, vectors: list[Expr]) -> None:
+            _add_outer(self.isa, place, x, position, vectors)
 
-        self._decode(width, column, k, keep)
+        self._decode(place.tile.columns * COLUMNS, place.column, tirx.const(0, "int64"), k, use)
 
-        def read(position: Expr, v: int) -> Expr:
-            return panel[position, at(v * self.isa.lanes, self.isa.lanes)]
+    def add_panels(self, task: Task, each_tile: EachTile, x: Any, k: int, depth: int) -> None:
+        """All of K, in panels that are decoded once for the task."""
+        width = task.tile.columns * COLUMNS
+        depth = max(self.fmt.block, depth // self.fmt.block * self.fmt.block)
+        panel = T.alloc_buffer((min(depth, k), width), "float32")
 
-        return lambda place: _multiply(self.isa, place, x, k, read)
+        def emit(first: Expr, count: int) -> None:
+            def keep(position: Expr, vectors: list[Expr]) -> None:
+                for v, vector in enumerate(vectors):
+                    lanes = at(v * self.isa.lanes, self.isa.lanes)
+                    T.buffer_store(panel, vector, [position - first, lanes])
 
-    def _decode(self, width: int, column: Expr, k: int, use: "_Use") -> None:
-        """`use(position, vectors)` for every k of `width` columns: whole blocks, the short one."""
-        if k // self.fmt.block:
-            with T.serial(k // self.fmt.block) as block:
-                IRBuilder.name("block", block)
-                self._block(width, column, block, self.fmt.block, use)
-        if k % self.fmt.block:
-            self._block(width, column, k // self.fmt.block, k % self.fmt.block, use)
+            def read(position: Expr, v: int) -> Expr:
+                return panel[position - first, at(v * self.isa.lanes, self.isa.lanes)]
+
+            self._decode(width, task.column, first, count, keep)
+            each_tile(lambda place: _multiply(self.isa, place, x, first, count, read))
+
+        _each_panel(k, depth, emit)
+
+    def _decode(self, width: int, column: Expr, first: Expr, count: int, use: "_Use") -> None:
+        """`use(position, vectors)` for `count` k's of `width` columns, `first` begins a block."""
+        start, whole = let(first // self.fmt.block), count // self.fmt.block
+        if whole:
+            with T.serial(whole) as i:
+                IRBuilder.name("block", i)
+                self._block(width, column, let(start + i), self.fmt.block, use)
+        if count % self.fmt.block:
+            self._block(width, column, start + whole, count % self.fmt.block, use)
 
     def _block(self, width: int, column: Expr, block: Expr, count: int, use: "_Use") -> None:
         inverse = splat(1.0 / decode.divisor(self.fmt.element), "float32", self.isa.lanes)
@@ -179,10 +204,21 @@ class _Blocks:
 
 
 _Use = Callable[[Expr, list[Expr]], None]
+_Read = Callable[[Expr, int], Expr]
 
 
-def _multiply(isa: Isa, place: Place, x: Any, k: int, read: Callable[[Expr, int], Expr]) -> None:
-    """All of K, from columns that are float32 already: `read(position, vector)`."""
+def _each_panel(k: int, depth: int, emit: Callable[[Expr, int], None]) -> None:
+    """`emit(first, count)` for `depth` k's at a time, and for the rest."""
+    if k // depth:
+        with T.serial(k // depth) as number:
+            IRBuilder.name("panel", number)
+            emit(let(number * depth), depth)
+    if k % depth:
+        emit(tirx.const(k // depth * depth, "int64"), k % depth)
+
+
+def _multiply(isa: Isa, place: Place, x: Any, first: Expr, count: int, read: _Read) -> None:
+    """k's from `first` on, of columns that are float32 already: `read(position, vector)`."""
 
     def step(start: Expr, count: int) -> None:
         with T.unroll(count) as i:
@@ -190,18 +226,18 @@ def _multiply(isa: Isa, place: Place, x: Any, k: int, read: Callable[[Expr, int]
             vectors = range(place.tile.columns * COLUMNS // isa.lanes)
             _add_outer(isa, place, x, position, [let(read(position, v)) for v in vectors])
 
-    if k // STEP:
-        with T.serial(k // STEP) as i:
-            step(let(i * STEP), STEP)
-    if k % STEP:
-        step(k // STEP * STEP, k % STEP)
+    if count // STEP:
+        with T.serial(count // STEP) as i:
+            step(let(first + i * STEP), STEP)
+    if count % STEP:
+        step(first + count // STEP * STEP, count % STEP)
 
 
 def _add_outer(isa: Isa, place: Place, x: Any, k: Expr, vectors: list[Expr]) -> None:
-    """accumulators[r][v] += x[r, k] * vectors[v], one FMA each."""
+    """sums[r][v] += x[r, k] * vectors[v], one FMA each."""
     for r in range(place.tile.rows):
         value = let(splat(x[place.row + r, k], "float32", isa.lanes))
         for v, vector in enumerate(vectors):
             slot = place.slot(isa, r, v)
-            total = fma(value, vector, place.accumulators[slot])
-            T.buffer_store(place.accumulators, total, [slot])
+            total = fma(value, vector, place.sums[slot])
+            T.buffer_store(place.sums, total, [slot])

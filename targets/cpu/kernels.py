@@ -25,8 +25,10 @@ from lbcompiler.targets.cpu.layout import (
     Array,
     pack_codes,
     pack_columns,
+    pack_scales,
     padded,
     plane_shapes,
+    row_stride,
     tiles,
 )
 from lbcompiler.targets.cpu.quantize import Quantizer
@@ -63,7 +65,9 @@ class LinearKernel:
             return "float32"
         if not self.is_integer:
             return f"{self.act.name}_float"
-        return f"{self.act.name}_by{self.block}_zero{self.zero_point}_over{self._weight_divisor}"
+        flags = "_flags" if self._integer_gemm.adds_exponents else ""
+        parts = (self.block, f"zero{self.zero_point}", f"over{self._weight_divisor}{flags}")
+        return f"{self.act.name}_by{'_'.join(map(str, parts))}"
 
     def quantize(self, k: int, scale_rule: str) -> Any:
         """PrimFunc(x f32 (M, k), activation operands..); None when activations stay in float.
@@ -80,6 +84,7 @@ class LinearKernel:
             block=self.block,
             zero_point=self.zero_point,
             weight_divisor=self._weight_divisor,
+            has_flags=self._integer_gemm.adds_exponents,
         )
 
     def quantized_specs(self, k: int) -> list[Spec]:
@@ -89,10 +94,12 @@ class LinearKernel:
         row_scales: list[Spec] = [((1,), "float32")] if self.act.has_tensor_scale else []
         if not self.is_integer:
             return [((k,), "float32"), *row_scales]
+        flags: list[Spec] = [((1,), "int32")] if self._integer_gemm.adds_exponents else []
         return [
-            ((padded(k, self.block),), "int8"),
+            ((row_stride(padded(k, self.block)),), "int8"),
             ((self.act.blocks(k),), "float32"),
             ((-(-k // self.block),), "int32"),
+            *flags,
             *row_scales,
         ]
 
@@ -103,8 +110,12 @@ class LinearKernel:
         return self._gemm.build(n, k, bias=bias, epilogue=epilogue, config=config)
 
     def default_config(self, n: int, k: int) -> Config:
-        """The tiles that `gemm` takes without a config."""
+        """What `gemm` takes without a config."""
         return self._gemm.config(n, k)
+
+    def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
+        """The fields of the config that matter for M rows, with the values worth trying."""
+        return self._gemm.space(m, n, k)
 
     def packed_specs(self, n: int, k: int) -> list[Spec]:
         """Of what `pack` returns for W (n, k), known without it."""
@@ -125,7 +136,7 @@ class LinearKernel:
         if self.weight is None:
             raise ValueError(f"{self.name} takes float weights")
         planes = pack_codes(weight.codes, self.weight.element, self.weight.block, self._group)
-        packed = (*planes, pack_columns(weight.scales))
+        packed = (*planes, pack_scales(weight, self.weight))
         if weight.tensor_scale is None:
             return packed
         return (*packed, np.asarray(weight.tensor_scale, np.float32).reshape(1))

@@ -23,10 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lbcompiler.formats import Element
+from lbcompiler.formats import BlockFormat, Element, Quantized
+from lbcompiler.formats.scales import E8M0_BIAS
 
 Array = NDArray[Any]
 COLUMNS = 16
+LINE = 64  # bytes of a cache line
 
 
 def tiles(n: int) -> int:
@@ -37,6 +39,14 @@ def tiles(n: int) -> int:
 def padded(k: int, block: int) -> int:
     """k rounded up to whole blocks."""
     return -(-k // block) * block
+
+
+def row_stride(k: int) -> int:
+    """Bytes from one row of quantized activations to the next: an odd number of cache lines.
+
+    Rows at a multiple of 4 KiB would share a set of the L1 cache, which has 8 or 12 ways.
+    """
+    return (-(-k // LINE) | 1) * LINE
 
 
 def plane_shapes(n: int, k: int, bits: int, group: int) -> tuple[tuple[int, int, int], ...]:
@@ -97,10 +107,24 @@ def unpack_codes(planes: tuple[Array, ...], n: int, k: int, element: Element, gr
     return _untiled(tiled, n, k, group) ^ np.uint8(offset_mask(element))
 
 
-def pack_columns(values: Array) -> Array:
-    """(N, count) scale bytes or float weights -> (tiles, count, 16); columns beyond N are zero."""
+def pack_scales(weight: Quantized, fmt: BlockFormat) -> Array:
+    """The scale bytes as `pack_columns` has them; in E8M0 the scale of zeros, and of padding, is 1.
+
+    Their own is the smallest there is, with which exponents could not be added (gemm_integer.py).
+    """
+    if fmt.scale != "e8m0":
+        return pack_columns(weight.scales)
+    n, k = weight.codes.shape
+    codes = np.pad(weight.codes, ((0, 0), (0, padded(k, fmt.block) - k)))
+    is_zero = ~codes.reshape(n, -1, fmt.block).any(axis=-1)
+    scales = np.where(is_zero & (weight.scales == 0), np.uint8(E8M0_BIAS), weight.scales)
+    return pack_columns(scales, fill=E8M0_BIAS)
+
+
+def pack_columns(values: Array, fill: float = 0) -> Array:
+    """(N, count) scale bytes or float weights -> (tiles, count, 16), columns beyond N `fill`."""
     count = tiles(values.shape[0])
-    whole = np.zeros((count * COLUMNS, values.shape[1]), values.dtype)
+    whole = np.full((count * COLUMNS, values.shape[1]), fill, values.dtype)
     whole[: values.shape[0]] = values
     return np.ascontiguousarray(whole.reshape(count, COLUMNS, -1).transpose(0, 2, 1))
 

@@ -12,8 +12,8 @@ only change what is exact anyway.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import tirx
@@ -23,6 +23,7 @@ from tvm.tirx.script import builder as T
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat, Element
 from lbcompiler.targets.cpu.decode import NAN_BITS, divisor
+from lbcompiler.targets.cpu.integer_products import PLAIN
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     at,
@@ -44,7 +45,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     splat,
     store,
 )
-from lbcompiler.targets.cpu.layout import padded
+from lbcompiler.targets.cpu.layout import padded, row_stride
 
 LANES = 16  # of a vector here, on every instruction set: half a block of 32
 INFINITY_BITS = 0x7F800000
@@ -64,13 +65,44 @@ class _Scale:
     value: Expr
     keep: Expr
     scaled: Callable[[Expr], Expr]
+    exponent: Expr | None = None  # of a power of two
+
+
+class Source(Protocol):
+    """Where a quantizer has its rows from: x itself, or what computes them on the way."""
+
+    def arguments(self, m: Expr, k: int) -> None:
+        """Declares the function's first arguments, for (m, k) rows."""
+
+    def begin(self, row: Expr) -> None:
+        """Emits what a row needs before any of it is loaded."""
+
+    def load(self, row: Expr, start: Expr, lanes: int, valid: int) -> Expr:
+        """`valid` float32 of the row from `start` on, zeros in the lanes behind them."""
+
+
+class Rows:
+    """x f32 (M, k) as it is."""
+
+    def arguments(self, m: Expr, k: int) -> None:
+        self.x = T.arg("x", T.buffer((m, k), "float32"))
+
+    def begin(self, row: Expr) -> None:
+        """Nothing."""
+
+    def load(self, row: Expr, start: Expr, lanes: int, valid: int) -> Expr:
+        return load(self.x, (row,), start, lanes, valid)
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """x f32 (M, k) -> the operands of a GEMM, for one activation format."""
+    """x f32 (M, k) -> the operands of a GEMM, for one activation format.
+
+    A function's first arguments are those of the source: x, unless it computes the rows.
+    """
 
     fmt: BlockFormat
+    source: Source = field(default_factory=Rows)
 
     def check(self, rule: str) -> None:
         """ConfigError for a rule that only weights, quantized at leisure, can have."""
@@ -82,26 +114,40 @@ class Quantizer:
             )
 
     def integer_operands(
-        self, k: int, rule: str, *, block: int, zero_point: int, weight_divisor: int
+        self,
+        k: int,
+        rule: str,
+        *,
+        block: int,
+        zero_point: int,
+        weight_divisor: int,
+        has_flags: bool,
     ) -> Any:
-        """PrimFunc(x, values, scales, starts[, row_scales]) for a GEMM in blocks of `block`.
+        """PrimFunc(x, values, scales, starts[, flags][, row_scales]) for a GEMM in blocks of
+        `block`.
 
-        values int8 (M, Kp), Kp = k padded to `block`; scales f32 (M, ceil(k / fmt.block)), divided
-        by both elements' multipliers; starts int32 (M, Kp / block); row_scales f32 (M, 1).
+        values int8 (M, row_stride(Kp)), Kp = k padded to `block`; scales f32 (M, ceil(k /
+        fmt.block)), divided by both elements' multipliers; starts int32 (M, Kp / block); flags
+        int32 (M, 1), not 0 where a scale of the row is not plain; row_scales f32 (M, 1).
         """
         self.check(rule)
         blocks = -(-k // block)
 
         def body(m: Any) -> None:
-            x = T.arg("x", T.buffer((m, k), "float32"))
-            values = T.arg("values", T.buffer((m, blocks * block), "int8"))
+            self.source.arguments(m, k)
+            values = T.arg("values", T.buffer((m, row_stride(blocks * block)), "int8"))
             scales = T.arg("scales", T.buffer((m, self.fmt.blocks(k)), "float32"))
             starts = T.arg("starts", T.buffer((m, blocks), "int32"))
+            flags = T.arg("flags", T.buffer((m, 1), "int32")) if has_flags else None
             row_scales = self._row_scales(m)
-            inverse = 1.0 / (divisor(self.fmt.element) * weight_divisor)
+            divided = divisor(self.fmt.element) * weight_divisor
+            inverse = 1.0 / divided
 
             def emit(row: Expr, index: Expr, vectors: list[Expr], scale: _Scale) -> None:
                 T.buffer_store(scales, scale.value * tirx.const(inverse, "float32"), [row, index])
+                if flags is not None:
+                    flag = _is_unusual(scale, divided)
+                    T.buffer_store(flags, flags[row, 0] | flag, [row, 0])
                 integers = [bound(self._integers(scale, vector)) for vector in vectors]
                 for i, vector in enumerate(integers):
                     start = index * self.fmt.block + i * LANES
@@ -115,7 +161,11 @@ class Quantizer:
                     position = index * (self.fmt.block // block) + i // span
                     T.buffer_store(starts, start, [row, position])
 
-            self._emit_rows(m, x, k, rule, row_scales, emit, block)
+            def begin(row: Expr) -> None:
+                if flags is not None:
+                    T.buffer_store(flags, _integer(0), [row, 0])
+
+            self._emit_rows(m, k, rule, row_scales, emit, block, begin)
 
         return _prim_func(body)
 
@@ -126,7 +176,7 @@ class Quantizer:
         self.check(rule)
 
         def body(m: Any) -> None:
-            x = T.arg("x", T.buffer((m, k), "float32"))
+            self.source.arguments(m, k)
             values = T.arg("values", T.buffer((m, k), "float32"))
             row_scales = self._row_scales(m)
 
@@ -138,7 +188,7 @@ class Quantizer:
                     spread = splat(scale.value, "float32", LANES)
                     store(values, (row,), start, rounded * spread, valid)
 
-            self._emit_rows(m, x, k, rule, row_scales, emit, LANES)
+            self._emit_rows(m, k, rule, row_scales, emit, LANES)
 
         return _prim_func(body)
 
@@ -150,12 +200,12 @@ class Quantizer:
     def _emit_rows(
         self,
         m: Any,
-        x: Any,
         k: int,
         rule: str,
         row_scales: Any,
         emit: Callable[[Expr, Expr, list[Expr], _Scale], None],
         whole: int,
+        begin: Callable[[Expr], None] = lambda _row: None,
     ) -> None:
         """`emit(row, block index, vectors, scale)` for every block; the last is padded to `whole`
         k's.
@@ -163,16 +213,18 @@ class Quantizer:
         block = self.fmt.block
         with root_block(), T.parallel(m) as row:
             IRBuilder.name("row", row)
+            begin(row)
+            self.source.begin(row)
             g = None
             if row_scales is not None:
-                g = bound(self._row_scale(x, row, k))
+                g = bound(self._row_scale(row, k))
                 T.buffer_store(row_scales, g, [row, 0])
 
             def one_block(index: Expr, count: int) -> None:
                 vectors = []
                 for start in range(0, padded(count, whole), LANES):
                     valid = max(0, min(LANES, count - start))
-                    vectors.append(let(load(x, (row,), index * block + start, LANES, valid)))
+                    vectors.append(let(self.source.load(row, index * block + start, LANES, valid)))
                 emit(row, index, vectors, self._scale(vectors, rule, g))
 
             if k // block:
@@ -182,7 +234,7 @@ class Quantizer:
             if k % block:
                 one_block(k // block, k % block)
 
-    def _row_scale(self, x: Any, row: Expr, k: int) -> Expr:
+    def _row_scale(self, row: Expr, k: int) -> Expr:
         """g: the largest finite |x| of the row over max * 448, at least 2^-126; 1 for a row of
         zeros.
         """
@@ -191,7 +243,7 @@ class Quantizer:
         T.buffer_store(largest, splat(0, "int32", LANES), [lanes])
 
         def one_vector(start: Expr, valid: int) -> None:
-            bits = let(_magnitude_bits(load(x, (row,), start, LANES, valid)))
+            bits = let(_magnitude_bits(self.source.load(row, start, LANES, valid)))
             is_finite = bits < like(bits, "int32", INFINITY_BITS)
             finite = choose(is_finite, bits, like(bits, "int32", 0))
             T.buffer_store(largest, maximum(largest[lanes], finite), [lanes])
@@ -221,10 +273,13 @@ class Quantizer:
         return self._e4m3_scale(finite, is_finite, keep, g)
 
     def _power_scale(self, amax: Expr, is_finite: Expr, keep: Expr, rule: str) -> _Scale:
-        exponent = bound(_clamped(_exponent(amax, self.fmt.element, rule), -127, 127))
+        exponent = _clamped(_exponent(amax, self.fmt.element, rule), -127, 127)
+        exponent = bound(exponent & keep)  # a block of zeros: any scale does, and 1 is plain
         value = real_of(tirx.Select(is_finite, _power_bits(exponent), _integer(NAN_BITS)))
         inverse = bound(real_of(_power_bits(_integer(0) - exponent)))
-        return _Scale(bound(value), keep, lambda x: x * splat(inverse, "float32", LANES))
+        by = splat(inverse, "float32", LANES)
+        kept = bound(tirx.Select(is_finite, exponent, _integer(2 * PLAIN)))
+        return _Scale(bound(value), keep, lambda x: x * by, kept)
 
     def _e4m3_scale(self, amax: Expr, is_finite: Expr, keep: Expr, g: Expr) -> _Scale:
         ratio = bound(real_of(amax) / _number(self.fmt.element.max) / g)
@@ -278,6 +333,13 @@ def _integer(value: int) -> Expr:
 
 def _number(value: float) -> Expr:
     return tirx.const(value, "float32")
+
+
+def _is_unusual(scale: _Scale, divided: int) -> Expr:
+    """1 where the scale, a power of two over `divided`, is not plain; 0 where it is."""
+    exponent = bound(scale.exponent - _integer(int(np.log2(divided))))
+    is_plain = tirx.all(exponent <= _integer(PLAIN), exponent >= _integer(-PLAIN))
+    return tirx.Select(is_plain, _integer(0), _integer(1))
 
 
 def _magnitude_bits(x: Expr) -> Expr:

@@ -9,9 +9,10 @@ import tvm
 from numpy.typing import NDArray
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
+from lbcompiler.targets.cpu.integer_products import PLAIN
 from lbcompiler.targets.cpu.isa import ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
-from lbcompiler.targets.cpu.layout import padded
+from lbcompiler.targets.cpu.layout import padded, row_stride
 
 Array = NDArray[Any]
 HERE = [isa for isa in ISAS if isa.runs_on(detect())]
@@ -149,15 +150,31 @@ def multiply(
     return call(gemm, inputs, ((len(operands[0]), n), "float32"))[0]
 
 
-def integer_operands(kernel: LinearKernel, q: Quantized) -> list[Array]:
-    """What `kernel.quantize` makes, from activations that are quantized already."""
+def integer_operands(kernel: LinearKernel, q: Quantized, x: Array | None = None) -> list[Array]:
+    """What `kernel.quantize` makes, from activations (x, or just the codes of) that are quantized.
+
+    Bytes between rows are garbage. A block of zeros has scale 1 where scales are powers of two.
+    """
     act, weight, block = kernel.act, kernel.weight, kernel.block
     values = integers(q, act, padded(q.codes.shape[1], block))
     multipliers = (act.element.integer_multiplier or 1) * (weight.element.integer_multiplier or 1)
     starts = -kernel.zero_point * values.reshape(len(values), -1, block).sum(-1)
-    scales = decode_scales(q.scales, act.scale) * np.float32(1 / multipliers)
+    scales = decode_scales(q.scales, act.scale)
+    if act.scale == "e8m0":
+        source = q.codes if x is None else x
+        whole = np.pad(source, ((0, 0), (0, -source.shape[1] % act.block)))
+        is_zero = ~whole.reshape(len(whole), -1, act.block).any(-1)
+        scales = np.where(is_zero & np.isfinite(scales), np.float32(1), scales)
+    scales = scales * np.float32(1 / multipliers)
+    apart = np.full((len(values), row_stride(values.shape[1])), 77, np.int8)
+    apart[:, : values.shape[1]] = values
+    flags = []
+    if act.scale == weight.scale == "e8m0":
+        with np.errstate(all="ignore"):
+            is_plain = (scales <= 2.0**PLAIN) & (scales >= 2.0**-PLAIN)
+        flags.append((~is_plain.all(-1, keepdims=True)).astype(np.int32))
     rows = [] if q.tensor_scale is None else [q.tensor_scale]
-    return [values.astype(np.int8), scales, starts.astype(np.int32), *rows]
+    return [apart, scales, starts.astype(np.int32), *flags, *rows]
 
 
 def any_weight(fmt: BlockFormat, n: int, k: int, seed: int) -> Quantized:

@@ -10,21 +10,25 @@ from scipy.special import erf
 
 from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu import threads
-from lbcompiler.targets.cpu.gemm import Config, Tile, chunk_rows
+from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import HERE, compiled, linear, run
 
 PAIRS = [("mxint8", "mxint8"), ("nvfp4", "mxint8"), ("mxfp6", "nvint4"), ("mxfp4", "mxfp8")]
 PAIRS += [("mxfp8", "nvfp4"), ("mxfp6_e3m2", "mxfp8_e5m2"), ("mxint4", None), (None, None)]
-tile_heights = st.lists(st.integers(2, 6), max_size=1, unique=True)
 
 
 @st.composite
 def configs(draw) -> Config:
-    heights = [*sorted(draw(tile_heights), reverse=True), 1]
-    tiles = tuple(Tile(height, draw(st.integers(1, 3))) for height in heights)
-    return Config(tiles, chunk=draw(st.integers(1, 40)))
+    rows = draw(st.integers(1, 6))
+    return Config(
+        rows=rows,
+        columns=draw(st.integers(1, 3 if rows < 5 else 2)),
+        depth=draw(st.sampled_from([16, 32, 64, 96, 1 << 20])),
+        chunk=draw(st.integers(1, 40)),
+        small_columns=draw(st.integers(1, 4)),
+    )
 
 
 @st.composite
@@ -117,9 +121,3 @@ def test_the_activation_comes_last(epilogue) -> None:
     after = np.maximum(before, 0) if epilogue == "relu" else half + half * erf(before / 2**0.5)
     y = run(kernel, module, x, w, bias.astype(np.float32))
     np.testing.assert_allclose(y, after, rtol=1e-6, atol=1e-6)
-
-
-def test_a_chunk_of_rows_fits_the_cache_and_leaves_work_for_every_thread() -> None:
-    assert chunk_rows(1024, 4096, limit=1 << 18) == 256
-    assert chunk_rows(1 << 22, 4096, limit=1 << 18) == 16
-    assert chunk_rows(64, 64, limit=1 << 18) == 48

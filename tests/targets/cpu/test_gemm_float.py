@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cpu.gemm import Config, Tile
+from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import (
     HERE,
@@ -16,7 +16,7 @@ from tests.targets.cpu.reference import (
     multiply,
 )
 
-LOW = Config((Tile(1, 2),))  # one tile compiles fastest; tests of gemm.py go through the others
+LOW = Config(rows=1, columns=2, depth=64, chunk=8, small_columns=1)  # one tile compiles fastest
 M, N, K = 3, 37, 77
 each_isa = pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
 
@@ -46,7 +46,7 @@ def test_every_code_and_scale_byte_under_float_activations(isa, weight) -> None:
 def test_a_short_block_ends_where_k_does(isa, k) -> None:
     for name in ("mxfp8", "mxfp6_e3m2", "mxint4"):  # 1, 4 and 2 k's a load
         kernel = kernel_for(FORMATS[name], None, isa)
-        module = compiled(isa, gemm=kernel.gemm(5, k, bias=False, config=Config((Tile(1, 1),))))
+        module = compiled(isa, gemm=kernel.gemm(5, k, bias=False, config=LOW))
         x = rows()[:1, :k]
         w = FORMATS[name].quantize(np.random.default_rng(k).standard_normal((5, k)))
         y = multiply(kernel, module["gemm"], [x], w)

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.formats import FORMATS, decode_scales
+from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import padded
 from lbcompiler.targets.cpu.quantize import RULES
-from tests.targets.cpu.reference import HERE, call, compiled, exact_values, integers
+from tests.targets.cpu.reference import HERE, call, compiled, exact_values, integer_operands
 
 K = 77  # two whole blocks of 32 and a short one, four of 16 and a short one
 CASES = [(fmt.name, rule) for fmt in FORMATS.values() for rule in RULES[fmt.scale]]
@@ -48,25 +48,20 @@ def check(kernel: LinearKernel, function, x: np.ndarray, rule: str) -> None:
     specs = [((len(x), *shape), dtype) for shape, dtype in kernel.quantized_specs(x.shape[1])]
     operands = call(function, [x], *specs)
     fmt, q = kernel.act, kernel.act.quantize(x, rule, per_row=True)
-    if fmt.has_tensor_scale:
-        np.testing.assert_array_equal(operands.pop(), q.tensor_scale)
     if not kernel.is_integer:
+        if fmt.has_tensor_scale:
+            np.testing.assert_array_equal(operands.pop(), q.tensor_scale)
         values = exact_values(q, fmt)
         np.testing.assert_array_equal(operands[0], values)
         np.testing.assert_array_equal(
             np.signbit(operands[0]), np.signbit(values) & ~np.isnan(values)
         )
         return
-    values, scales, starts = operands
-    block = kernel.block
-    expected = integers(q, fmt, padded(x.shape[1], block))
-    np.testing.assert_array_equal(values, expected)
-    multipliers = fmt.element.integer_multiplier * kernel.weight.element.integer_multiplier
-    np.testing.assert_array_equal(
-        scales, decode_scales(q.scales, fmt.scale) * np.float32(1 / multipliers)
-    )
-    sums = expected.reshape(len(x), -1, block).sum(-1)
-    np.testing.assert_array_equal(starts, -kernel.zero_point * sums)
+    expected = integer_operands(kernel, q, x)
+    width = padded(x.shape[1], kernel.block)
+    np.testing.assert_array_equal(operands[0][:, :width], expected[0][:, :width])
+    for operand, wanted in zip(operands[1:], expected[1:], strict=True):
+        np.testing.assert_array_equal(operand, wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""Weight operands of an integer GEMM: decoded from memory where they are used, or a panel at a
+time.
+
+A panel holds the operand bytes and the scales of a task's columns for some blocks. Decoding takes
+about five instructions a vector: nothing for many rows, as much as the dot products for one. Codes
+of a byte are operands as they lie in memory, and only their scales get a panel.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from lbcompiler.formats import BlockFormat
+from lbcompiler.targets.cpu import decode
+from lbcompiler.targets.cpu.gemm import Place, Task
+from lbcompiler.targets.cpu.integer_products import ONE_BITS, PLAIN, UseGroup
+from lbcompiler.targets.cpu.intrinsics import (
+    Expr,
+    at,
+    bits_of,
+    bound,
+    cast,
+    let,
+    maximum,
+    reduce_max_unsigned,
+    splat,
+)
+from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.layout import COLUMNS
+from lbcompiler.targets.cpu.packed_weights import load_planes, load_scales
+
+
+@dataclass(frozen=True)
+class DirectWeights:
+    """Packed weights, decoded where they are used."""
+
+    isa: Isa
+    fmt: BlockFormat
+    block: int
+    is_unsigned: bool
+    planes: list[Any]
+    scales: Any
+
+    @property
+    def groups(self) -> int:
+        """k-groups that one load of each plane holds."""
+        return decode.group_count(self.fmt.element)
+
+    @property
+    def loads(self) -> int:
+        """Loads of each plane that make a block."""
+        return self.block // (self.groups * self.isa.k_group)
+
+    @property
+    def operand_dtype(self) -> str:
+        return "uint8" if self.is_unsigned else "int8"
+
+    def each_group(self, place: Place, block: Expr, use: UseGroup) -> None:
+        with T.serial(self.loads) as load:
+            vectors = [
+                self.operands(place.column, let(block * self.loads + load), v)
+                for v in range(place.vectors(self.isa))
+            ]
+            for group in range(self.groups):
+                k = (load * self.groups + group) * self.isa.k_group
+                use(k, [vector[group] for vector in vectors])
+
+    def factors(self, place: Place, block: Expr) -> list[Expr]:
+        return [bound(self.factor(place.column, block, v)) for v in range(place.vectors(self.isa))]
+
+    def operands(self, column: Expr, load: Expr, v: int) -> list[Expr]:
+        """Of the k-groups of one load, for vector v of the columns."""
+        element = self.fmt.element
+        stored = decode.stored_codes(element, load_planes(self.planes, column, load, v, self.isa))
+        operands = [bound(decode.unsigned_operand(self.isa, element, code)) for code in stored]
+        if self.is_unsigned:
+            return operands
+        width = self.isa.lanes * self.isa.k_group
+        flip = splat(128, "uint8", width)
+        return [bound(tirx.reinterpret(f"int8x{width}", operand ^ flip)) for operand in operands]
+
+    def scale_bytes(self, column: Expr, block: Expr, v: int) -> Expr:
+        index = block // (self.fmt.block // self.block)
+        return load_scales(self.scales, column, index, v, self.isa)
+
+    def factor(self, column: Expr, block: Expr, v: int) -> Expr:
+        """The float32 scales of vector v's columns."""
+        return decode.scale_value(self.fmt.scale, self.scale_bytes(column, block, v))
+
+
+class Panel:
+    """The weights of a task's columns for `depth` blocks, decoded."""
+
+    def __init__(self, weights: DirectWeights, task: Task, depth: int, may_be_plain: bool) -> None:
+        self.weights, self.task, self.may_be_plain = weights, task, may_be_plain
+        isa = weights.isa
+        self.vectors = task.tile.columns * COLUMNS // isa.lanes
+        self.width = isa.lanes * isa.k_group
+        self.is_copied = weights.fmt.element.bits < 8 or not weights.is_unsigned
+        self._first: Expr = 0
+        if self.is_copied:
+            shape = (depth * weights.block // isa.k_group, self.vectors * self.width)
+            self.codes = T.alloc_buffer(shape, weights.operand_dtype)
+        kind = "int32" if may_be_plain else "float32"
+        self.scales = T.alloc_buffer((depth, self.vectors * isa.lanes), kind)
+        if may_be_plain:
+            self._unusual = T.alloc_buffer((isa.lanes,), "int32", scope="local")
+
+    def decode(self, first: Expr, count: Expr) -> None:
+        """Blocks `first` to below `first + count`."""
+        weights, isa, column = self.weights, self.weights.isa, self.task.column
+        self._first = first
+        if self.is_copied:
+            with T.serial(count * weights.loads) as load:
+                for v in range(self.vectors):
+                    operands = weights.operands(column, let(first * weights.loads + load), v)
+                    for group, operand in enumerate(operands):
+                        position = [load * weights.groups + group, at(v * self.width, self.width)]
+                        T.buffer_store(self.codes, operand, position)
+        lanes = at(0, isa.lanes)
+        if self.may_be_plain:
+            T.buffer_store(self._unusual, splat(0, "int32", isa.lanes), [lanes])
+        with T.serial(count) as i:
+            for v in range(self.vectors):
+                position = [i, at(v * isa.lanes, isa.lanes)]
+                factor = weights.factor(column, let(first + i), v)
+                if self.may_be_plain:
+                    bits = bits_of(factor) - splat(ONE_BITS, "int32", isa.lanes)
+                    distance = self._distance(let(first + i), v)
+                    total = maximum(self._unusual[lanes], distance)
+                    T.buffer_store(self._unusual, total, [lanes])
+                    factor = bits
+                T.buffer_store(self.scales, factor, position)
+
+    def _distance(self, block: Expr, v: int) -> Expr:
+        """How far the exponents are from 0."""
+        isa = self.weights.isa
+        stored = cast("int32", self.weights.scale_bytes(self.task.column, block, v))
+        exponent = bound(stored - splat(127, "int32", isa.lanes))
+        return maximum(exponent, splat(0, "int32", isa.lanes) - exponent)
+
+    def unusual(self) -> Expr:
+        """Not 0 if a scale of the panel is not plain."""
+        largest = reduce_max_unsigned(self._unusual[at(0, self.weights.isa.lanes)])
+        return tirx.Select(largest > PLAIN, tirx.const(1, "int32"), tirx.const(0, "int32"))
+
+    def each_group(self, place: Place, block: Expr, use: UseGroup) -> None:
+        weights, isa = self.weights, self.weights.isa
+        groups = weights.block // isa.k_group
+        for group in range(groups):
+            vectors = [
+                self._operand(place, let(block * groups + group), v) for v in range(self.vectors)
+            ]
+            use(group * isa.k_group, vectors)
+
+    def _operand(self, place: Place, group: Expr, v: int) -> Expr:
+        if self.is_copied:
+            return let(self.codes[group, at(v * self.width, self.width)])
+        first = self._first * (self.weights.block // self.weights.isa.k_group)
+        planes = load_planes(self.weights.planes, place.column, first + group, v, self.weights.isa)
+        return planes[0][0]
+
+    def factors(self, place: Place, block: Expr) -> list[Expr]:
+        lanes = self.weights.isa.lanes
+        return [let(self.scales[block, at(v * lanes, lanes)]) for v in range(self.vectors)]
