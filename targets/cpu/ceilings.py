@@ -1,14 +1,16 @@
 """What this machine reaches at best, measured by kernels that do nothing else: the bounds that a
-GEMM's speed is a share of.
+linear's speed is a share of.
 
 | ceiling | its kernel | unit |
 |---|---|---|
 | `dot` | int8 dot products between registers (`intrinsics.dot`) | GOP/s, 2 a product and sum |
+| `bf16` | sums of bfloat16 products between registers (`dot_bf16`), where the host has them | GFLOP/s |
 | `fma` | float32 FMAs between registers | GFLOP/s |
-| `read` | every byte of a buffer that no cache holds, once, a stream a thread | GB/s |
+| `read` | every byte of a buffer that no cache holds, once, some streams a thread | GB/s |
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +20,15 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from lbcompiler.targets.cpu import dot_bf16
 from lbcompiler.targets.cpu.intrinsics import at, dot, fma, kernel, let, root_block, splat, wide
-from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.isa import AVX512_VNNI, Isa, host_flags
 
-CHAINS = {16: 20, 8: 10}  # independent sums by lanes: latency x throughput, within the registers
-STEPS = 400_000  # a millisecond: starting the threads takes some ten microseconds
+CHAINS = {16: 20, 8: 8}  # independent sums by lanes: latency x throughput, within the registers
+STEPS = 400_000  # about two milliseconds: starting the threads takes some ten microseconds
 READ_BYTES = 1 << 29  # far above any cache of these machines
-STREAM_VECTORS = 8  # read in one step of the loop
+STREAMS = 2  # a thread reads at once: 3 % more than one, and more of them add nothing (Zen 5)
+STREAM_VECTORS = 4  # of a stream in one step of the loop
 
 
 @dataclass(frozen=True)
@@ -35,100 +39,143 @@ class Ceiling:
     amount: float
 
 
+@dataclass(frozen=True)
+class Peak:
+    """An instruction of the form sum = step(sum, x, y).
+
+    Operands are `width` elements of dtype `operand`. Where a step is more than one instruction
+    (`is_split`), each chain has an x of its own from memory and y changes with the loop, or the
+    compiler would take out what is equal; else both stay in registers.
+    """
+
+    sums: str
+    operand: str
+    width: int
+    products: int  # in one lane
+    step: Callable[[Any, Any, Any], Any]
+    is_split: bool = False
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
 def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
     """The table above, compiled for an instruction set, `threads` tasks in parallel.
 
     Where the instruction set has no dot product (generic), `read` alone: what LLVM makes of plain
     loops is no measure of the machine.
     """
-    functions = {"read": _read(threads)}
-    chains = CHAINS[isa.lanes]
-    if isa.k_group > 1:
-        functions |= {
-            "dot": _dot_peak(isa, threads, chains),
-            "fma": _fma_peak(isa, threads, chains),
-        }
+    peaks = _peaks(isa)
+    functions = {name: _peak(isa, threads, peak) for name, peak in peaks.items()}
+    functions["read"] = _read(threads)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
-    module = tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
-    out = tvm.runtime.tensor(np.zeros((threads, chains * isa.lanes), np.int32))
-    real = tvm.runtime.tensor(np.zeros((threads, chains * isa.lanes), np.float32))
-    bytes_in = tvm.runtime.tensor(np.ones((chains + 2, isa.lanes * isa.k_group), np.uint8))
-    reals_in = tvm.runtime.tensor(np.ones((chains + 2, isa.lanes), np.float32))
-    large = tvm.runtime.tensor(np.ones((threads, READ_BYTES // threads // 4), np.int32))
-    total = tvm.runtime.tensor(np.zeros((threads, STREAM_VECTORS * 16), np.int32))
-    sums = threads * STEPS * chains * isa.lanes
-    found = {
-        "read": Ceiling(lambda: module["read"](large, total), large.numpy().nbytes),
-        "dot": Ceiling(lambda: module["dot"](bytes_in, out), 2.0 * sums * isa.k_group),
-        "fma": Ceiling(lambda: module["fma"](reals_in, real), 2.0 * sums),
+    module = tvm.compile(tvm.IRModule(named), target=_target(isa, peaks))
+    return {"read": _read_ceiling(module["read"], threads)} | {
+        name: _peak_ceiling(module[name], isa, threads, peak) for name, peak in peaks.items()
     }
-    return {name: found[name] for name in functions}
 
 
-def _dot_peak(isa: Isa, threads: int, chains: int) -> Any:
+def _peaks(isa: Isa) -> dict[str, Peak]:
+    if isa.k_group == 1:
+        return {}
     width = isa.lanes * isa.k_group
 
-    def step(total: Any, a: Any, b: Any) -> Any:
-        return dot(isa, total, a, tirx.reinterpret(wide("int8", width), b))
+    def dot_step(total: Any, x: Any, y: Any) -> Any:
+        return dot(isa, total, x, tirx.reinterpret(wide("int8", width), y))
 
-    return _peak(isa, threads, chains, "int32", ("uint8", width), step)
+    def fma_step(total: Any, x: Any, y: Any) -> Any:
+        return fma(x, y, total)
+
+    peaks = {
+        "dot": Peak("int32", "uint8", width, isa.k_group, dot_step, isa != AVX512_VNNI),
+        "fma": Peak("float32", "float32", isa.lanes, 1, fma_step),
+    }
+    if isa == AVX512_VNNI and dot_bf16.FLAG in host_flags():
+        peaks["bf16"] = Peak(
+            "float32",
+            "int32",
+            isa.lanes,
+            2,
+            dot_bf16.dot_bf16,
+            around=dot_bf16.importing_dot_bf16,
+        )
+    return peaks
 
 
-def _fma_peak(isa: Isa, threads: int, chains: int) -> Any:
-    def step(total: Any, a: Any, b: Any) -> Any:
-        return fma(a, b, total)
+def _target(isa: Isa, peaks: dict[str, Peak]) -> Any:
+    if "bf16" not in peaks:
+        return isa.tvm_target()
+    wanted = {*isa.attributes, dot_bf16.ATTRIBUTE}
+    return tvm.target.Target({"kind": "llvm", "mcpu": isa.processor, "mattr": sorted(wanted)})
 
-    return _peak(isa, threads, chains, "float32", ("float32", isa.lanes), step)
 
-
-def _peak(
-    isa: Isa,
-    threads: int,
-    chains: int,
-    dtype: str,
-    operand: tuple[str, int],
-    step: Callable[[Any, Any, Any], Any],
-) -> Any:
-    """PrimFunc(x (chains + 2, width), out (threads, chains * lanes)): `chains` sums, STEPS times.
-
-    Each sum has a factor of its own and the other alternates, so that no product can be reused.
+def _peak(isa: Isa, threads: int, peak: Peak) -> Any:
+    """PrimFunc(start (chains, lanes), x (chains + 2, width), out (threads, chains * lanes)): every
+    chain of sums from its own start, STEPS times.
     """
-    kind, width = operand
+    chains, lanes = CHAINS[isa.lanes], isa.lanes
     with kernel() as builder:
-        x = T.arg("x", T.buffer((chains + 2, width), kind))
-        out = T.arg("out", T.buffer((threads, chains * isa.lanes), dtype))
-        with root_block(), T.parallel(threads) as task:
+        start = T.arg("start", T.buffer((chains, lanes), peak.sums))
+        x = T.arg("x", T.buffer((chains + 2, peak.width), peak.operand))
+        out = T.arg("out", T.buffer((threads, chains * lanes), peak.sums))
+
+        def operand(row: Any) -> Any:
+            return let(x[row, at(0, peak.width)])
+
+        with root_block(), peak.around(), T.parallel(threads) as task:
             IRBuilder.name("task", task)
-            sums = T.alloc_buffer((chains * isa.lanes,), dtype, scope="local")
-            slots = [at(i * isa.lanes, isa.lanes) for i in range(chains)]
-            for slot in slots:
-                T.buffer_store(sums, splat(0, dtype, isa.lanes), [slot])
+            sums = T.alloc_buffer((chains * lanes,), peak.sums, scope="local")
+            slots = [at(i * lanes, lanes) for i in range(chains)]
+            for chain, slot in enumerate(slots):
+                T.buffer_store(sums, start[chain, at(0, lanes)], [slot])
+            one, other = operand(0), operand(1)
             with T.serial(STEPS) as i:
-                other = let(x[chains + i % 2, at(0, width)])
+                if peak.is_split:
+                    other = operand(chains + i % 2)
                 for chain, slot in enumerate(slots):
-                    total = step(sums[slot], x[chain, at(0, width)], other)
-                    T.buffer_store(sums, total, [slot])
+                    factor = operand(chain) if peak.is_split else one
+                    T.buffer_store(sums, peak.step(sums[slot], factor, other), [slot])
             for slot in slots:
                 T.buffer_store(out, sums[slot], [task, slot])
     return builder.get()
 
 
+def _peak_ceiling(function: Any, isa: Isa, threads: int, peak: Peak) -> Ceiling:
+    chains = CHAINS[isa.lanes]
+    held = [
+        tvm.runtime.tensor(array)
+        for array in (
+            np.arange(chains * isa.lanes).astype(peak.sums).reshape(chains, isa.lanes),
+            np.ones((chains + 2, peak.width), peak.operand),
+            np.zeros((threads, chains * isa.lanes), peak.sums),
+        )
+    ]
+    sums = threads * STEPS * chains * isa.lanes
+    return Ceiling(lambda: function(*held), 2.0 * sums * peak.products)
+
+
 def _read(threads: int) -> Any:
-    """PrimFunc(data int32 (threads, n), out): the sum of each thread's part, 64 bytes a load."""
-    count, step = READ_BYTES // threads // 4, STREAM_VECTORS * 16
+    """PrimFunc(data int32 (threads, STREAMS, n), out): the sum of each thread's part."""
+    count, step = READ_BYTES // threads // STREAMS // 4, STREAM_VECTORS * 16
     with kernel() as builder:
-        data = T.arg("data", T.buffer((threads, count), "int32"))
-        out = T.arg("out", T.buffer((threads, step), "int32"))
+        data = T.arg("data", T.buffer((threads, STREAMS, count), "int32"))
+        out = T.arg("out", T.buffer((threads, STREAMS * step), "int32"))
         with root_block(), T.parallel(threads) as task:
             IRBuilder.name("task", task)
-            sums = T.alloc_buffer((step,), "int32", scope="local")
-            slots = [at(i * 16, 16) for i in range(STREAM_VECTORS)]
+            sums = T.alloc_buffer((STREAMS * step,), "int32", scope="local")
+            slots = [at(i * 16, 16) for i in range(STREAMS * STREAM_VECTORS)]
             for slot in slots:
                 T.buffer_store(sums, splat(0, "int32", 16), [slot])
             with T.serial(count // step) as i:
                 for j, slot in enumerate(slots):
-                    value = sums[slot] + data[task, at(i * step + j * 16, 16)]
-                    T.buffer_store(sums, value, [slot])
+                    stream, vector = divmod(j, STREAM_VECTORS)
+                    value = data[task, stream, at(i * step + vector * 16, 16)]
+                    T.buffer_store(sums, sums[slot] + value, [slot])
             for slot in slots:
                 T.buffer_store(out, sums[slot], [task, slot])
     return builder.get()
+
+
+def _read_ceiling(function: Any, threads: int) -> Ceiling:
+    count = READ_BYTES // threads // STREAMS // 4
+    data = tvm.runtime.tensor(np.ones((threads, STREAMS, count), np.int32))
+    out = tvm.runtime.tensor(np.zeros((threads, STREAMS * STREAM_VECTORS * 16), np.int32))
+    return Ceiling(lambda: function(data, out), 4.0 * threads * STREAMS * count)
