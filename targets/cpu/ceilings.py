@@ -4,7 +4,7 @@ linear's speed is a share of.
 | ceiling | its kernel | unit |
 |---|---|---|
 | `dot` | int8 dot products between registers (`intrinsics.dot`) | GOP/s, 2 a product and sum |
-| `bf16` | sums of bfloat16 products between registers (`dot_bf16`), where the host has them | GFLOP/s |
+| `bf16` | bfloat16 products between registers (`dot_bf16`), where the host has them | GFLOP/s |
 | `fma` | float32 FMAs between registers | GFLOP/s |
 | `read` | every byte of a buffer that no cache holds, once, some streams a thread | GB/s |
 """
