@@ -112,13 +112,16 @@ def store(buffer: Any, row: Sequence[Expr], start: Expr, value: Expr, valid: int
 
 
 def bound(x: Expr) -> Expr:
-    """x computed once, here: a local buffer, which LLVM makes a register.
+    """x computed once, here: a small buffer on the stack, which LLVM makes a register.
 
+    Its scope is the default one, "global": TVM leaves such a buffer below 1 KiB on the stack, but
+    takes one of scope "local" from the workspace pool, by two calls each time a task runs, and
+    stores there are never dead.
     A `Bind` would not do (see `let`): TVM's simplifier puts a pure bound value back into each of
     its uses, until nested ones have grown beyond measure.
     """
     lanes = lanes_of(x)
-    held = T.alloc_buffer((lanes,), str(x.ty.dtype).partition("x")[0], scope="local")
+    held = T.alloc_buffer((lanes,), str(x.ty.dtype).partition("x")[0])
     T.buffer_store(held, x, [at(0, lanes)])
     return held[at(0, lanes)]
 
