@@ -24,7 +24,7 @@ from lbcompiler.files import umask, unfinished
 if TYPE_CHECKING:
     from lbcompiler.runtime import Program
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, CODE, WEIGHTS, REPORT = "manifest.json", "model.so", "weights.safetensors", "report.json"
 
 
@@ -59,6 +59,16 @@ class DimRecord(Record):
     name: str
     low: int
     high: int | None
+
+
+class StateRecord(Record):
+    """An input that an output continues in the same memory: see docs/artifact.md."""
+
+    input: str
+    output: str
+    axis: int
+    past: str
+    rows: int | str
 
 
 class LayerRecord(Record):
@@ -105,10 +115,16 @@ class Manifest(Record):
     inputs: list[PortRecord]
     outputs: list[PortRecord]
     dims: list[DimRecord]
+    states: list[StateRecord]
     layers: list[LayerRecord]
     totals: Totals
     parameters: list[str]
     files: dict[str, FileRecord]
+
+    @property
+    def pasts(self) -> list[str]:
+        """The dimensions that states grow along, in the order in which the code takes them."""
+        return list(dict.fromkeys(state.past for state in self.states))
 
 
 class Artifact:

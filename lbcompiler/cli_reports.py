@@ -112,6 +112,7 @@ def manifest(artifact: "Artifact", with_layers: bool, as_json: bool) -> None:
         *((f"input {p.name}", f"{p.dtype} {shape(p.shape)}") for p in held.inputs),
         *((f"output {p.name}", f"{p.dtype} {shape(p.shape)}") for p in held.outputs),
         ("dimensions", ", ".join(bounds)),
+        ("in place", ", ".join(f"{s.input} -> {s.output}" for s in held.states)),
         *((name, size(record.bytes)) for name, record in held.files.items()),
     ]
     width = max(len(name) for name, _ in facts)

@@ -27,6 +27,7 @@ from lbcompiler.artifact import (
     Manifest,
     PortRecord,
     SourceRecord,
+    StateRecord,
     TargetRecord,
     Totals,
     file_records,
@@ -200,6 +201,7 @@ def _manifest(
             PortRecord(name=p.name, dtype=p.dtype, shape=list(p.shape)) for p in model.outputs
         ],
         dims=[DimRecord(**asdict(dim)) for dim in model.dims],
+        states=[StateRecord(**asdict(state)) for state in model.states],
         layers=[_layer_record(layer) for layer in model.layers.values()],
         totals=_totals(model),
         parameters=list(model.parameters),

@@ -42,11 +42,13 @@ def parse_shape(text: str) -> tuple[int | str | Dim, ...]:
                 "e.g. 1x(1..512)"
             )
     for dim in dims:
-        empty = dim == 0 or (
-            isinstance(dim, Dim) and (dim.low < 1 or (dim.high or dim.low) < dim.low)
-        )
-        if empty:
-            raise ConfigError(f"the shape {text!r} has an empty dimension: sizes start at 1")
+        if dim == 0 or (
+            isinstance(dim, Dim) and dim.high is not None and dim.high < max(1, dim.low)
+        ):
+            raise ConfigError(
+                f"the shape {text!r} has an empty dimension: only the lower bound of a range, of a "
+                "past that may be empty, can be 0"
+            )
     return tuple(dims)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from lbcompiler.artifact import (
@@ -23,8 +24,10 @@ from lbcompiler.artifact import (
 )
 from lbcompiler.errors import ArtifactError, InputError
 from lbcompiler.ir.model import Array
+from lbcompiler.session import Session
 from lbcompiler.targets.cpu.isa import detect, isa_named
 from lbcompiler.targets.cpu.threads import set_threads
+from lbcompiler.tensors import GrowingTensor, as_array, as_numpy, as_tensor
 from lbcompiler.weights_file import map_weights
 
 Observer = Callable[
@@ -55,6 +58,9 @@ class Program:
         self._vm = relax.VirtualMachine(
             tvm.runtime.load_module(str(artifact.path / CODE)), tvm.cpu()
         )
+        self._main = self._vm["main"]
+        self._held = [weight.data_ptr() for weight in self._weights]
+        self._states = {state.input: state for state in self.manifest.states}
 
     @property
     def manifest(self) -> Manifest:
@@ -62,32 +68,81 @@ class Program:
 
     def __call__(self, *args: Any, **named: Any) -> dict[str, Array]:
         """Outputs by name. Inputs by position, by name, or both: numpy or DLPack."""
-        ports = self.manifest.inputs
+        return self.run(self.by_name(self.manifest.inputs, args, named))
+
+    def by_name(
+        self, ports: Sequence[PortRecord], args: Sequence[Any], named: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a call for `ports`, by name."""
         if len(args) > len(ports):
             raise InputError(f"{len(args)} inputs were given, the model takes {_listed(ports)}")
         feeds = {port.name: value for port, value in zip(ports, args, strict=False)}
         twice = sorted(feeds.keys() & named.keys())
         if twice:
             raise InputError(f"input {twice[0]!r} was given by position and by name")
-        return self.run({**feeds, **named})
+        return {**feeds, **named}
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Outputs by name. Raises InputError on a wrong name, dtype or shape."""
-        tensors = self._tensors(feeds)
+        """Outputs by name. Raises InputError on a wrong name, dtype or shape.
+
+        Nothing that is given is written to: a past is copied first; a `session` does without.
+        """
+        arrays, sizes = self.checked(feeds, self.manifest.inputs)
+        tensors = [
+            self._with_room(name, array, sizes) if name in self._states else as_tensor(array)
+            for name, array in arrays.items()
+        ]
+        return self.arrays_of(self.execute(tensors, sizes), tensors)
+
+    def session(self, room: int = 0) -> Session:
+        """Calls that continue each other: what the model grows (keys and values) stays in place
+        between them. `room` rows are made for it at first; InputError where it grows nothing.
+        """
+        return Session(self, room)
+
+    def execute(self, tensors: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+        """The code's results for what it takes in place of the inputs; `sizes` hold the pasts."""
+        pasts = [tvm_ffi.Shape(tuple(sizes[name] for name in self.manifest.pasts))]
         set_threads(self._threads)  # of this program; another may have set its own since
         try:
-            result = self._vm["main"](*tensors, *self._weights)
+            result = self._main(*tensors, *(pasts if self._states else ()), *self._weights)
         except Exception as error:  # TVM's errors share no class of their own
             if "match_cast" not in str(error):
                 raise
-            sizes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
+            pairs = zip(self.manifest.inputs, tensors, strict=True)
+            said = ", ".join(
+                f"{port.name} {tuple(t.shape)}"
+                for port, t in pairs
+                if port.name not in self._states
+            )
             raise InputError(
-                f"the model does not take inputs of these sizes ({sizes}): {_reason(error)}"
+                f"the model does not take inputs of these sizes ({said}): {_reason(error)}"
             ) from None
-        outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-        return {
-            port.name: out.numpy() for port, out in zip(self.manifest.outputs, outputs, strict=True)
-        }
+        return [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+
+    def arrays_of(
+        self, results: Iterable[Any], given: Iterable[Any], skipped: Container[str] = ()
+    ) -> dict[str, Array]:
+        """Results of `execute`, but for `skipped`, as arrays that nobody else holds."""
+        taken = {*self._held, *(tensor.data_ptr() for tensor in given)}
+        axes = {state.output: state.axis for state in self.manifest.states}
+        arrays = {}
+        for port, result in zip(self.manifest.outputs, results, strict=True):
+            if port.name in skipped:
+                continue
+            array = as_array(result, taken)
+            taken.add(result.data_ptr())
+            arrays[port.name] = np.moveaxis(array, 0, axes.get(port.name, 0))
+        return arrays
+
+    def _with_room(self, name: str, past: Array, sizes: Mapping[str, int]) -> Any:
+        """A copy of a past in the layout of its memory, with the room that this call needs."""
+        state = self._states[name]
+        rows = state.rows if isinstance(state.rows, int) else sizes[state.rows]
+        source = np.moveaxis(past, state.axis, 0)
+        memory = GrowingTensor(source.shape[1:], str(past.dtype), len(source) + rows)
+        memory.rows[: len(source)] = source
+        return memory.tensor
 
     def observe(self, feeds: Mapping[str, Any], observer: Observer) -> dict[str, Array]:
         """`run`, with `observer` called after every linear's kernel, in order of execution."""
@@ -120,24 +175,26 @@ class Program:
         finally:
             self._vm.set_instrument(lambda *_: 0)
 
-    def _tensors(self, feeds: Mapping[str, Any]) -> list[Any]:
-        ports = {port.name: port for port in self.manifest.inputs}
+    def checked(
+        self, feeds: Mapping[str, Any], ports: Iterable[PortRecord]
+    ) -> tuple[dict[str, Array], dict[str, int]]:
+        """What is given for `ports`, in their order, and the sizes of their dynamic dimensions."""
+        taken = {port.name: port for port in ports}
         for name in feeds:
-            if name not in ports:
+            if name not in taken:
                 raise InputError(
-                    f"the model has no input {name!r}: it takes {_listed(ports.values())}"
+                    f"the model has no input {name!r}: it takes {_listed(taken.values())}"
                 )
         sizes: dict[str, tuple[int, str]] = {}
-        tensors = []
-        for port in ports.values():
-            if port.name not in feeds:
+        arrays = {}
+        for name, port in taken.items():
+            if name not in feeds:
                 raise InputError(
-                    f"input {port.name!r} is missing: the model takes {_listed(ports.values())}"
+                    f"input {name!r} is missing: the model takes {_listed(taken.values())}"
                 )
-            array = _as_numpy(feeds[port.name], port.name)
-            self._check(port, array, sizes)
-            tensors.append(tvm.runtime.tensor(np.ascontiguousarray(array)))
-        return tensors
+            arrays[name] = as_numpy(feeds[name], name)
+            self._check(port, arrays[name], sizes)
+        return arrays, {name: size for name, (size, _) in sizes.items()}
 
     def _check(self, port: PortRecord, array: Array, sizes: dict[str, tuple[int, str]]) -> None:
         """Dtype, fixed dimensions, bounds, and one size for one name."""
@@ -186,23 +243,6 @@ def _check_machine(artifact: Artifact) -> None:
             f"{artifact.path} was compiled for {target.isa}, which this machine lacks: compile it "
             f"with --target cpu:{detect().name}"
         )
-
-
-def _as_numpy(value: Any, name: str) -> Array:
-    if isinstance(value, np.ndarray):
-        return value
-    try:
-        if hasattr(value, "__dlpack__"):
-            return np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
-        array = np.asarray(value)
-    except Exception as error:  # every library refuses in its own words and classes
-        raise InputError(
-            f"input {name!r} cannot be read as an array ({str(error).strip().splitlines()[0]}): "
-            "move it to the CPU, and convert it to a dtype that numpy has"
-        ) from None
-    if array.dtype == object:
-        raise InputError(f"input {name!r} is no array: give numpy, DLPack, numbers or nested lists")
-    return array
 
 
 def _reason(error: Exception) -> str:

@@ -7,36 +7,46 @@ every other node to path/Operator, and a dimension to the name its `torch.export
 
 import ast
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
 
 OPSET = 20
 SCOPES = "pkg.torch.onnx.name_scopes"
-DynamicShapes = Mapping[str, Mapping[int, torch.export.Dim]]
+Axes = Mapping[int, torch.export.Dim]
+DynamicShapes = Mapping[str, Axes | Mapping[str, Axes]]
 
 
 def export(
     module: torch.nn.Module,
-    inputs: dict[str, torch.Tensor],
+    inputs: dict[str, torch.Tensor | dict[str, torch.Tensor]],
     dynamic_shapes: DynamicShapes,
     outputs: list[str],
     stem: Path,
     *,
     external_data: bool = False,
     program_too: bool = True,
+    weights_of: Path | None = None,
 ) -> list[Path]:
-    """Write STEM.onnx (its weights in STEM.onnx.data on demand) and STEM.pt2; the paths written."""
+    """Write STEM.onnx (its weights in STEM.onnx.data on demand) and STEM.pt2; the paths written.
+
+    An argument that is a dict of tensors becomes an input for each of them. Weights that the model
+    file `weights_of` of the same folder keeps beside it are not written again: STEM.onnx points to
+    them.
+    """
     with torch.no_grad():
         program = torch.export.export(
             module.eval(),
             (),
             kwargs=inputs,
-            dynamic_shapes={k: dict(v) for k, v in dynamic_shapes.items()},
+            dynamic_shapes=dynamic_shapes,
         )
     paths = [stem.with_suffix(".onnx")]
     if program_too:
@@ -46,12 +56,44 @@ def export(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # inside torch.onnx itself
         exported = torch.onnx.export(
-            program, (), None, dynamo=True, opset_version=OPSET, output_names=outputs, verbose=False
+            program,
+            (),
+            None,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(flat(inputs)),
+            output_names=outputs,
+            verbose=False,
         )
     name_nodes(exported.model)
-    name_dimensions(exported.model, dynamic_shapes)
+    name_dimensions(exported.model, flat(dynamic_shapes))
+    if weights_of is not None:
+        share_weights(exported.model, weights_of)
     exported.save(paths[0], external_data=external_data)
     return [*paths, *stem.parent.glob(f"{paths[0].name}.data")]
+
+
+def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry for each input: a dict under a name of an argument is its entries."""
+    entries: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+        entries |= value if inner else {name: value}
+    return entries
+
+
+def share_weights(model: onnx_ir.Model, path: Path) -> None:
+    """Take every weight that `path` keeps in external data, by name, from there."""
+    held = onnx_ir.load(path).graph.initializers
+    for name, value in model.graph.initializers.items():
+        kept = held[name].const_value if name in held else None
+        if not isinstance(kept, onnx_ir.ExternalTensor):
+            continue
+        if not np.array_equal(kept.numpy(), value.const_value.numpy()):
+            raise ValueError(
+                f"{path} keeps another tensor under the name {name!r}: export it again"
+            )
+        value.const_value = kept
 
 
 def module_path(node: onnx_ir.Node) -> str:
@@ -92,16 +134,21 @@ def name_nodes(model: onnx_ir.Model) -> None:
     model.graph.metadata_props.clear()
 
 
-def name_dimensions(model: onnx_ir.Model, dynamic_shapes: DynamicShapes) -> None:
+def name_dimensions(model: onnx_ir.Model, axes: Mapping[str, Axes]) -> None:
     """Replace the exporter's symbols (s18) by the names of the `Dim`s they stand for."""
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for axis, dim in dynamic_shapes[value.name].items():
+        for axis, dim in axes[value.name].items():
             names[str(value.shape[axis])] = dim.__name__
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
         if value.shape is None:
             continue
         value.shape = onnx_ir.Shape(
-            [d if isinstance(d, int) else names.get(str(d), str(d)) for d in value.shape]
+            [d if isinstance(d, int) else renamed(str(d), names) for d in value.shape]
         )
+
+
+def renamed(dimension: str, names: Mapping[str, str]) -> str:
+    """A dimension, or an expression of several, by other names."""
+    return re.sub(r"\w+", lambda symbol: names.get(symbol[0], symbol[0]), dimension)

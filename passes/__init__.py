@@ -1,5 +1,6 @@
 """Target-independent passes: one rewrite a file, and their order in one place."""
 
+from lbcompiler.passes.append_in_place import AppendInPlace
 from lbcompiler.passes.canonicalize import Canonicalize
 from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
 from lbcompiler.passes.fold_constants import FoldConstants
@@ -14,7 +15,13 @@ from lbcompiler.pipeline import Pass
 from lbcompiler.quantizers import Quantizer
 
 # What every model goes through before its layers are known, and behind that what a plan decides.
-PREPARE = (FoldBatchNorm(), FoldConstants(), Canonicalize(), RecognizeActivations())
+PREPARE = (
+    FoldBatchNorm(),
+    FoldConstants(),
+    Canonicalize(),
+    RecognizeActivations(),
+    AppendInPlace(),
+)
 
 
 def quantize(quantizer: Quantizer) -> tuple[Pass, ...]:
@@ -24,6 +31,7 @@ def quantize(quantizer: Quantizer) -> tuple[Pass, ...]:
 
 __all__ = [
     "PREPARE",
+    "AppendInPlace",
     "Canonicalize",
     "FoldBatchNorm",
     "FoldConstants",

@@ -34,6 +34,7 @@ def write_artifact(path: Path) -> Artifact:
             inputs=[],
             outputs=[],
             dims=[],
+            states=[],
             layers=[],
             totals=Totals(layers=0, quantized=0, weight_bytes=0, float_bytes=0),
             parameters=[],
@@ -118,7 +119,9 @@ def test_another_schema_says_what_to_do(path: Path, version: int) -> None:
         open_artifact(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", f'{{"schema_version": {SCHEMA_VERSION}}}', "\udcff"]
+)
 def test_a_broken_manifest(path: Path, text: str) -> None:
     (path / MANIFEST).write_bytes(os.fsencode(text))
     with pytest.raises(ArtifactError, match=r"truncated or altered"):

@@ -48,7 +48,7 @@ def record(layer: Layer) -> LayerRecord:
 
 
 MANIFEST = Manifest(
-    schema_version=1,
+    schema_version=2,
     created_by={"lbcompiler": "0.1.0"},
     source=SourceRecord(path="m.onnx", sha256="ab" * 32, kind="onnx"),
     target=TargetRecord(name="cpu", isa="avx2"),
@@ -56,6 +56,7 @@ MANIFEST = Manifest(
     inputs=[PortRecord(name="x", dtype="float32", shape=["batch", 32])],
     outputs=[PortRecord(name="y", dtype="float32", shape=["batch", 64])],
     dims=[DimRecord(name="batch", low=1, high=None)],
+    states=[],
     layers=[record(LAYER), record(KEPT)],
     totals=Totals(layers=2, quantized=1, weight_bytes=1152, float_bytes=8192),
     parameters=[],

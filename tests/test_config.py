@@ -16,6 +16,7 @@ from lbcompiler.ir.model import Dim
         ("1x128", (1, 128)),
         ("1x(1..512)x384", (1, Dim("", 1, 512), 384)),
         ("(..8)", (Dim("", 1, 8),)),
+        ("(0..8)", (Dim("", 0, 8),)),  # a past that may be empty
         ("(2..)x3", (Dim("", 2, None), 3)),
         ("?xseq_lenx3", ("?", "seq_len", 3)),
         ("batch", ("batch",)),
@@ -36,7 +37,7 @@ def test_shapes(text: str, dims: tuple[object, ...]) -> None:
         ("(1-5)", r"'\(1-5\)'"),
         ("1x(5..1)", "empty dimension"),
         ("0x3", "empty dimension"),
-        ("(0..4)", "empty dimension"),
+        ("(0..0)", "empty dimension"),
         ("1.5", r"'1\.5'"),
     ],
 )

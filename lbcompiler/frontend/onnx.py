@@ -28,7 +28,7 @@ from tvm import relax
 from lbcompiler.errors import LbcError, ModelError
 from lbcompiler.frontend import onnx_convert, onnx_fold, onnx_functions, onnx_sizes, onnx_tvm
 from lbcompiler.frontend.onnx_graph import COMPUTED, Constant, Graph, Node, Tensor, Value
-from lbcompiler.frontend.onnx_inputs import InputReader, InputShapes
+from lbcompiler.frontend.onnx_inputs import InputReader, InputShapes, growing_dims
 from lbcompiler.frontend.onnx_read import MAIN, checked, read_onnx
 from lbcompiler.frontend.onnx_weights import computed_type, element_type, read_weight
 from lbcompiler.frontend.shapes import Size, text
@@ -71,7 +71,8 @@ class _Importer:
         source = self.model.graph
         values: Values = self.initializers(source)
         entries = [entry for entry in source.input if entry.name not in values]
-        ports = tuple(InputReader(self.graph, self.path, given, self.limits).ports(entries))
+        reader = InputReader(self.graph, self.path, given, self.limits, growing_dims(source))
+        ports = tuple(reader.ports(entries))
         try:
             results = self.function(source, ports, values)
         except Exception:

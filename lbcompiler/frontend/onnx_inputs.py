@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ class InputReader:
         path: Path,
         given: InputShapes,
         limits: dict[str, int],
+        growing: Set[str] = frozenset(),
     ) -> None:
         self.graph, self.path, self.given, self.limits = graph, path, given, limits
+        self.growing = growing
         self.said: dict[str, int | Dim] = {}  # what the user says of a dimension the file names
 
     def ports(self, entries: Sequence[onnx.ValueInfoProto]) -> list[tuple[Port, list[Size]]]:
@@ -110,13 +112,34 @@ class InputReader:
     def size(self, name: str, axis: int, dim: int | str) -> Size:
         if isinstance(dim, int):
             return dim
-        say = self.said.get(dim, Dim(dim))
+        say = self.said.get(dim, Dim(dim, low=0 if dim in self.growing else 1))
         if isinstance(say, int):
             return say
         limit = self.limits.get(say.name)
         if limit is not None:
             say = replace(say, high=limit if say.high is None else min(limit, say.high))
         return self.graph.shapes.variable(say)
+
+
+def growing_dims(source: onnx.GraphProto) -> set[str]:
+    """Names of dimensions along which an input is only read by a Concat, as its first operand: a
+    past, which nothing has come before at the first call.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in source.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = set()
+    for entry in source.input:
+        shape = entry.type.tensor_type.shape.dim
+        nodes = [node for node in readers.get(entry.name, ()) if node.op_type != "Shape"]
+        if len(nodes) != 1 or nodes[0].op_type != "Concat" or nodes[0].input[0] != entry.name:
+            continue
+        axis = next(a.i for a in nodes[0].attribute if a.name == "axis") % max(1, len(shape))
+        if len(nodes[0].input) > 1 and axis < len(shape):
+            label = _declared_dim(entry.name, axis, shape[axis])
+            found |= {label} if isinstance(label, str) else set()
+    return found
 
 
 def _declared_dim(name: str, axis: int, dim: Any) -> int | str:

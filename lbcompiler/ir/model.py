@@ -88,9 +88,25 @@ class Port:
 
 
 @dataclass(frozen=True)
+class State:
+    """An input and the output that continues it: output = input with `rows` more along `axis`.
+
+    Both are one memory with that axis first, which the caller keeps room in; `past` is the dynamic
+    dimension of the input along it."""
+
+    input: str
+    output: str
+    axis: int
+    past: str
+    rows: int | str
+
+
+@dataclass(frozen=True)
 class Model:
     """`module["main"]` takes exactly the inputs and returns the outputs (a tuple if several);
-    weights are calls of `lbc.weight`, whose names are keys of `weights`."""
+    weights are calls of `lbc.weight`, whose names are keys of `weights`. With `states`, an input of
+    theirs has the axis first and a capacity of its own, and behind the inputs comes one shape, the
+    sizes of their pasts in the order of `pasts`."""
 
     module: Any  # tvm.IRModule
     weights: dict[str, Weight]
@@ -100,6 +116,7 @@ class Model:
     layers: dict[str, Layer] = field(default_factory=dict)
     source: str = ""  # what it was read from, for messages and the manifest
     parameters: tuple[str, ...] = ()  # after `lift_weights`: main's parameters behind the inputs
+    states: tuple[State, ...] = ()
 
 
 def shared(

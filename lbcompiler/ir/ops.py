@@ -10,6 +10,7 @@
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
 | `lbc.linear(x..., w...[, b]; ...)` | the block-scaled GEMM that a target has a kernel for |
 | `lbc.hardswish(x)` | x * clip(x + 3, 0, 6) / 6, which Relax has no op for |
+| `lbc.append(state, rows, shape; axes)` | `state` cut to `shape`, its last rows new, *in place* |
 
 Weights are named, not held: the IR stays small enough to read and dump, a pass may replace a weight
 by another name, and no float tensor is in memory before a quantizer asks for it
@@ -142,6 +143,10 @@ def _legalize_hardswish(builder: Any, call: Any) -> Expr:
     return builder.call_te(hardswish, call.args[0])
 
 
+def _infer_append(call: Any, _: Any) -> Type:
+    return _tensor(call.args[2].values, call.args[0].ty.dtype)
+
+
 WEIGHT = _register("lbc.weight", 0, _infer_weight, "A tensor of the weight table, by name.")
 DENSE = _register("lbc.dense", -1, _infer_dense, "x @ w^T + b in float.")
 CONV = _register("lbc.conv", -1, _infer_conv, "NCHW convolution with a constant weight.")
@@ -151,6 +156,10 @@ DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled co
 LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
 HARDSWISH = _register(
     "lbc.hardswish", 1, _infer_hardswish, "x * clip(x + 3, 0, 6) / 6.", _legalize_hardswish
+)
+
+APPEND = _register(
+    "lbc.append", 3, _infer_append, "Rows written behind those of a state, in place."
 )
 
 
@@ -214,6 +223,13 @@ def dequantize(parts: Sequence[Expr], *, fmt: BlockFormat) -> Expr:
 def hardswish(x: Expr) -> Expr:
     """x * clip(x + 3, 0, 6) / 6, elementwise."""
     return _call(HARDSWISH, [x])
+
+
+def append(state: Expr, rows: Expr, shape: Sequence[Any], *, axes: Sequence[int]) -> Expr:
+    """The first shape[0] rows of `state`, the last of them permute_dims(rows, axes): the same
+    memory. `state` (capacity, *shape[1:]) must have room for them and is not read any more.
+    """
+    return _call(APPEND, [state, rows, relax.ShapeExpr(list(shape))], axes=[int(a) for a in axes])
 
 
 def linear(

@@ -7,7 +7,7 @@ with an expression of itself, such as min(length, 1024).)
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tvm
@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.ir import GenericConst as Constant
 
 Visit = Callable[[Any, "Scope"], Any]
+Leave = Callable[[Any, "Scope"], Any]
 
 
 class Scope:
@@ -53,21 +54,32 @@ class Scope:
         return var
 
 
-def rewrite(module: Any, visit: Visit, params: tuple[Any, ...] = ()) -> Any:
+def rewrite(
+    module: Any,
+    visit: Visit,
+    params: tuple[Any, ...] = (),
+    *,
+    replaced: Mapping[Any, Any] | None = None,
+    leave: Leave | None = None,
+) -> Any:
     """`module` with each call of `main` replaced by `visit(call, scope)`, kept where it is None.
 
-    A visit may add functions with `scope.builder.add_func`; `params` are added to those of `main`.
+    A visit may add functions with `scope.builder.add_func`; `params` are added to those of `main`,
+    and one that is a key of `replaced` gives its place to another: no visit may leave a use of it.
+    `leave(results, scope)` may return other results.
     """
     main = module["main"]
     others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
     builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
     scope = Scope(builder, count_uses(main))
     new: dict[Any, Any] = {}
-    with builder.function("main", [*main.params, *params], attrs=dict(main.attrs or {})):
+    given = [param if replaced is None else replaced.get(param, param) for param in main.params]
+    with builder.function("main", [*given, *params], attrs=dict(main.attrs or {})):
         with builder.dataflow():
             for binding in bindings(main):
                 new[binding.var] = _emit(binding, substitute(binding.value, new), visit, scope)
-            out = builder.emit_output(substitute(main.body.body, new))
+            results = substitute(main.body.body, new)
+            out = builder.emit_output(results if leave is None else leave(results, scope))
         builder.emit_func_output(out)
     return relax.transform.DeadCodeElimination()(builder.get())
 

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax, sym, te, tirx, topi
 
 from lbcompiler.ir.ops import spatial
+from lbcompiler.targets.cpu.append import append_kernel
 from lbcompiler.targets.cpu.schedule.expressions import Expr
 
 Builder = Any  # relax.BlockBuilder
@@ -348,6 +349,15 @@ def _topk(builder: Builder, call: Any) -> Any:
     )
 
 
+def _append(builder: Builder, call: Any) -> Any:
+    """A piece of the state's memory under its new shape, its last rows written by a kernel."""
+    state, rows, shape = call.args
+    axes = _integers(call.attrs["axes"])
+    append = builder.add_func(append_kernel(rows.ty.shape.values, axes, rows.ty.dtype), "append")
+    grown = builder.emit(relax.op.memory.view(state, shape))
+    return relax.op.call_tir_inplace(append, [grown, rows], [0], call.ty)
+
+
 KEPT = ("relax.reshape",)  # the virtual machine gives the same memory another shape
 
 
@@ -363,6 +373,7 @@ def _relu(builder: Builder, call: Any) -> Any:
 
 LEGALIZATIONS: dict[str, Legalization] = {
     "relax.nn.relu": _relu,
+    "lbc.append": _append,
     "lbc.im2col": _im2col,
     "lbc.conv": _conv,
     "relax.nn.conv2d": _conv2d,

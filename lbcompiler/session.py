@@ -1,0 +1,135 @@
+"""Calls that continue each other: a decoder reads a prompt, then a token at a time.
+
+What the model grows from call to call (keys and values; the manifest's `states`) is held here, in
+the memory the code appends to, and neither given nor returned: a call takes what is new and gives
+the rest of the outputs. Memory is doubled when it is full, so a token costs a copy of the past only
+as often as its length has doubled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lbcompiler.errors import InputError
+from lbcompiler.ir.model import Array
+from lbcompiler.tensors import GrowingTensor, as_tensor
+
+if TYPE_CHECKING:
+    from lbcompiler.runtime import Program
+
+FIRST_ROOM = 256  # rows: some hundred kilobytes a layer of a small model
+
+
+class Session:
+    """The past of one run of a program. Several may share a program, one call at a time."""
+
+    def __init__(self, program: Program, room: int = 0) -> None:
+        manifest = program.manifest
+        if not manifest.states:
+            raise InputError(
+                f"{program.artifact.path} carries nothing from call to call: a session needs a "
+                "model that concatenates an input (past keys) with new rows and returns the result"
+            )
+        self._program, self._room = program, max(room, FIRST_ROOM)
+        self._states = {state.input: state for state in manifest.states}
+        self._inputs = [port for port in manifest.inputs if port.name not in self._states]
+        self._memory: dict[str, GrowingTensor] = {}
+        self._fixed: dict[str, int] = {}  # dimensions that the memory was made for
+        self._outputs = {state.output for state in manifest.states}
+        self.pasts: dict[str, int] = dict.fromkeys(manifest.pasts, 0)
+
+    def __call__(self, *args: Any, **named: Any) -> dict[str, Array]:
+        """The outputs that are no state, by name, of the inputs that are none."""
+        return self.run(self._program.by_name(self._inputs, args, named))
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """As `Program.run`, behind what earlier calls gave. A call that fails adds nothing."""
+        arrays, sizes = self._program.checked(feeds, self._inputs)
+        after = self._after(sizes)
+        self._make_room(sizes, after)
+        tensors = [
+            self._memory[port.name].tensor
+            if port.name in self._states
+            else as_tensor(arrays[port.name])
+            for port in self._program.manifest.inputs
+        ]
+        results = self._program.execute(tensors, {**sizes, **self.pasts})
+        self.pasts = after
+        return self._program.arrays_of(results, tensors, skipped=self._outputs)
+
+    def rewind(self, length: int = 0) -> None:
+        """Forget all but the first `length` rows, to go on from there."""
+        if length < 0:
+            raise InputError(f"a session cannot be rewound to {length} rows")
+        self.pasts = {name: min(past, length) for name, past in self.pasts.items()}
+
+    def states(self) -> dict[str, Array]:
+        """What is held, under the names and in the layout of the model's outputs. The arrays are
+        views: the next call may write behind them or leave them for a larger memory.
+        """
+        held = {}
+        for name, memory in self._memory.items():
+            state = self._states[name]
+            held[state.output] = np.moveaxis(memory.rows[: self.pasts[state.past]], 0, state.axis)
+        return held
+
+    def _after(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The pasts behind this call, within their bounds."""
+        after = dict(self.pasts)
+        for state in self._states.values():
+            rows = state.rows if isinstance(state.rows, int) else sizes[state.rows]
+            after[state.past] = self.pasts[state.past] + rows
+        for dim in self._program.manifest.dims:
+            past = self.pasts.get(dim.name)
+            if past is not None and dim.high is not None and past > dim.high:
+                raise InputError(
+                    f"the session holds {past} rows along {dim.name!r} and the model was compiled "
+                    f"for at most {dim.high}: rewind it, or compile with a wider --input range"
+                )
+        return after
+
+    def _make_room(self, sizes: Mapping[str, int], after: Mapping[str, int]) -> None:
+        if not self._memory:
+            self._fixed = {name: sizes[name] for name in self._named() if name in sizes}
+        changed = next((n for n, size in self._fixed.items() if sizes[n] != size), None)
+        if changed is not None:
+            raise InputError(
+                f"the session was begun with {changed} = {self._fixed[changed]} and is given "
+                f"{sizes[changed]}: begin another session"
+            )
+        for port in self._program.manifest.inputs:
+            state = self._states.get(port.name)
+            if state is None:
+                continue
+            need, kept = after[state.past], self.pasts[state.past]
+            memory = self._memory.get(port.name)
+            if memory is None:
+                inner = [self._extent(d, port.name) for d in _without(port.shape, state.axis)]
+                self._memory[port.name] = GrowingTensor(inner, port.dtype, max(need, self._room))
+            elif memory.room < need:
+                memory.grow(max(need, 2 * memory.room), kept)
+
+    def _named(self) -> set[str]:
+        """The dynamic dimensions of the states but for their pasts."""
+        ports = self._program.manifest.inputs
+        return {
+            dim
+            for port in ports
+            if port.name in self._states
+            for dim in _without(port.shape, self._states[port.name].axis)
+            if isinstance(dim, str)
+        }
+
+    def _extent(self, dim: int | str, name: str) -> int:
+        if isinstance(dim, str) and dim not in self._fixed:
+            raise InputError(
+                f"how large dimension {dim!r} of {name!r} is cannot be known from the inputs of a "
+                "session: call the program itself, or compile with a fixed size (--input)"
+            )
+        return self._fixed[dim] if isinstance(dim, str) else dim
+
+
+def _without(shape: list[int | str], axis: int) -> list[int | str]:
+    return [*shape[:axis], *shape[axis + 1 :]]
