@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lbcompiler.formats import FORMATS
     from lbcompiler.runtime import Program, load
     from lbcompiler.targets import TARGETS
+    from lbcompiler.tuning.tuner import tune
 
 _HOME = {
     "Artifact": "artifact",
@@ -30,6 +31,7 @@ _HOME = {
     "Program": "runtime",
     "load": "runtime",
     "TARGETS": "targets",
+    "tune": "tuning.tuner",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "load",
     "open_artifact",
     "plan",
+    "tune",
 ]
 
 

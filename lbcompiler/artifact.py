@@ -85,6 +85,8 @@ class LayerRecord(Record):
     activation_scale_rule: str
     epilogue: str
     kernel: str
+    config: dict[str, int]
+    config_source: str
     reason: str
     output: str
     output_has_bias: bool
@@ -106,6 +108,17 @@ class Totals(Record):
     float_bytes: int
 
 
+class TuningRecord(Record):
+    """What `--tuning-db` gave: results it holds for the kernels' versions and for others, and
+    layers that use it.
+    """
+
+    database: str
+    results: int
+    other_versions: int
+    layers: int
+
+
 class Manifest(Record):
     schema_version: int
     created_by: dict[str, str]
@@ -117,6 +130,7 @@ class Manifest(Record):
     dims: list[DimRecord]
     states: list[StateRecord]
     layers: list[LayerRecord]
+    tuning: TuningRecord | None = None
     totals: Totals
     parameters: list[str]
     files: dict[str, FileRecord]

@@ -83,6 +83,7 @@ def compile(
     config: options.Config = None,
     save_config: options.SaveConfig = None,
     on_unsupported: options.OnUnsupported = None,
+    tuning_db: options.TuningDb = None,
     dry_run: options.DryRun = False,
     dump_ir: options.DumpIr = None,
     force: options.Force = False,
@@ -105,6 +106,7 @@ def compile(
         "exclude": exclude,
         "inputs": parse_inputs(shapes or ()),
         "on_unsupported": on_unsupported,
+        "tuning_db": tuning_db,
     }
     settings = make_config({k: v for k, v in said.items() if v not in (None, [], {})}, config)
     if save_config is not None:
@@ -217,6 +219,65 @@ def verify(
             progress=progress,
         )
     reports.verification(found, as_json)
+
+
+@app.command(
+    cls=Verb,
+    epilog=_examples(
+        "lbc tune --shape 128x4096x4096 --format nvfp4",
+        "lbc tune m.onnx --format mxint8 --input 'x:1x128' --db tuning.db",
+        "lbc tune --db tuning.db --export tuning.json",
+    ),
+)
+def tune(
+    model: options.MaybeModel = None,
+    shape: options.LinearShapes = None,
+    target: options.Target = None,
+    format: options.Format = None,
+    act_format: options.ActFormat = None,
+    shapes: options.Shapes = None,
+    rows: options.Rows = None,
+    trials: options.Trials = 60,
+    seconds: options.Seconds = 45,
+    db: options.Database = None,
+    jobs: options.Jobs = 1,
+    threads: options.Threads = None,
+    rpc: options.Rpc = None,
+    export: options.Export = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Search faster configs of kernels by measuring; resumable, for `lbc compile --tuning-db`."""
+    from lbcompiler.config import make_config, parse_inputs
+    from lbcompiler.errors import ConfigError
+    from lbcompiler.tuning.search import Limits
+    from lbcompiler.tuning.tuner import ROWS, open_tuner, work_for
+    from lbcompiler.tuning.work import parse_shape
+
+    if model is None and not shape and export is None:
+        raise ConfigError("there is nothing to tune: name a MODEL, a --shape MxKxN or both")
+    said = {"target": target, "format": format, "act_format": act_format}
+    settings = make_config(
+        {k: v for k, v in said.items() if v is not None} | {"inputs": parse_inputs(shapes or ())}
+    )
+    wanted = [parse_shape(text) for text in shape or ()]
+    outcomes: list[Any] = []
+    with (
+        open_tuner(settings.target, db, threads=threads, rpc=rpc) as tuner,
+        show.progress_bar(quiet) as progress,
+    ):
+        work = work_for(tuner, settings, model, wanted, rows or ROWS)
+        try:
+            for outcome in tuner.run(work, Limits(trials, seconds, jobs), progress):
+                outcomes.append(outcome)
+        except KeyboardInterrupt:
+            if not as_json:
+                reports.kept(outcomes, tuner.database)
+            raise
+        count = None if export is None else tuner.export(export)
+        others = tuner.other_versions()
+    if as_json or not quiet:
+        reports.tuned(tuner, outcomes, others, export, count, as_json)
 
 
 @app.command(cls=Verb)

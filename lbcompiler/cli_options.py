@@ -123,6 +123,14 @@ OnUnsupported = Annotated[
         show_default="error",
     ),
 ]
+TuningDb = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|URL",
+        help="Results of `lbc tune` for the kernels: a database, or the .json of an export.",
+        show_default="those that are shipped",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan for every layer and stop.")]
 DumpIr = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write the program after every pass.")
@@ -167,3 +175,54 @@ Metrics = Annotated[
 ]
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="QSNR of every quantized layer too.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use the first N samples.")]
+MaybeModel = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL", help="Tune every linear of this .onnx or .pt2.", show_default=False
+    ),
+]
+LinearShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="MxKxN",
+        help="Tune a linear of M rows, K inputs and N outputs. Repeatable.",
+    ),
+]
+Rows = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=1,
+        metavar="M",
+        help="Rows of MODEL's linears where its inputs leave them open. Repeatable.",
+        show_default="1 and 128",
+    ),
+]
+Trials = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Configs to try, in all runs together.")
+]
+Seconds = Annotated[
+    float, typer.Option("--time", min=1, metavar="S", help="Seconds for each shape, in this run.")
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        metavar="FILE|URL",
+        help="Where results are kept: a file, or a database's URL for many machines.",
+        show_default="one file of yours",
+    ),
+]
+Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Candidates compiled at once.")]
+Rpc = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT[:KEY]",
+        help="Measure on another machine: a TVM RPC server, or a tracker with a key.",
+        show_default="this machine",
+    ),
+]
+Export = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.json", help="Write this processor's results as a table."),
+]

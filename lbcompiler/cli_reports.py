@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from lbcompiler.cli_show import print_json, print_line, print_table, shape, size
 
 if TYPE_CHECKING:
-    from lbcompiler.artifact import Artifact
+    from lbcompiler.artifact import Artifact, TuningRecord
     from lbcompiler.config import CompileConfig
     from lbcompiler.doctor import Checkup
+    from lbcompiler.tuning.tuner import Outcome, Tuner
     from lbcompiler.verify import Verification
 
 LAYER_COLUMNS = (
@@ -26,6 +27,7 @@ LAYER_COLUMNS = (
     "scale rule",
     "epilogue",
     "kernel",
+    "tuned by",
     "reason",
 )
 
@@ -62,7 +64,17 @@ def compiled(
         f"{artifact.path}: {_count(manifest.layers)}; their weights take "
         f"{size(totals.weight_bytes)} (float32: {size(totals.float_bytes)}); {seconds:.1f} s"
     )
+    if manifest.tuning is not None:
+        print_line(_tuning(manifest.tuning))
     print_line(_speed(speed))
+
+
+def _tuning(record: "TuningRecord") -> str:
+    others = f"; {record.other_versions} of other versions are not used"
+    return (
+        f"tuning: {record.layers} layers use the {record.results} results of {record.database}"
+        + others * bool(record.other_versions)
+    )
 
 
 def _speed(speed: Mapping[str, float] | str) -> str:
@@ -144,6 +156,66 @@ def verification(found: "Verification", as_json: bool) -> None:
     ]
     print_table(("output", *columns), rows)
     print_line(f"{found.samples} sample{'s' * (found.samples != 1)}")
+
+
+def tuned(
+    tuner: "Tuner",
+    outcomes: Sequence["Outcome"],
+    other_versions: int,
+    exported: Path | None,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """`lbc tune`. `count` results were exported."""
+    processor = tuner.machine.processor
+    if as_json:
+        print_json(
+            {
+                "database": tuner.database,
+                "processor": processor,
+                "results": [asdict(outcome) for outcome in outcomes],
+                "other_versions": other_versions,
+                "exported": None if exported is None else str(exported),
+            }
+        )
+        return
+    if outcomes:
+        kept(outcomes, tuner.database)
+    if exported is not None:
+        print_line(f"{exported}: {count} results of {processor}, {tuner.isa.name}")
+    if other_versions:
+        print_line(
+            f"{other_versions} results of other versions of lbcompiler or TVM are in "
+            f"{tuner.database}; they are not used"
+        )
+
+
+def kept(outcomes: Sequence["Outcome"], database: str) -> None:
+    """What `lbc tune` has found so far; also where it is interrupted."""
+    rows = [
+        (
+            outcome.kernel,
+            shape(outcome.shape),
+            outcome.trials,
+            outcome.failed or None,
+            outcome.default_ms,
+            outcome.ms,
+            _changes(outcome),
+        )
+        for outcome in outcomes
+    ]
+    columns = ("kernel", "MxKxN", "trials", "failed", "default ms", "best ms", "best config")
+    print_table(columns, rows)
+    print_line(f"kept in {database}; lbc compile --tuning-db uses it")
+
+
+def _changes(outcome: "Outcome") -> str:
+    changed = [
+        f"{name} {value} (not {outcome.default[name]})"
+        for name, value in outcome.config.items()
+        if value != outcome.default[name]
+    ]
+    return ", ".join(changed) or "the default"
 
 
 def formats(rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
@@ -235,6 +307,7 @@ def _print_layers(layers: Iterable[Any]) -> None:
                 bits.get(layer.weight_format),
                 *map(_or_empty, (layer.activation_format, layer.scale_rule, layer.epilogue)),
                 layer.kernel,
+                "" if layer.config_source == "default" else layer.config_source,
                 layer.reason,
             )
             for layer in layers

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbcompiler.artifact import (
     CODE,
@@ -30,13 +30,14 @@ from lbcompiler.artifact import (
     StateRecord,
     TargetRecord,
     Totals,
+    TuningRecord,
     file_records,
     new_folder,
 )
 from lbcompiler.config import CompileConfig, make_config
 from lbcompiler.files import unfinished
 from lbcompiler.frontend import hash_of, import_model, kind_of
-from lbcompiler.ir.dump import Dump, dump_into
+from lbcompiler.ir.dump import Dump, dump_into, no_dump
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.passes import PREPARE, LiftWeights, SelectFormats, quantize
 from lbcompiler.pipeline import Pass, Progress, run, silent
@@ -44,6 +45,9 @@ from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.target import Target
 from lbcompiler.targets import target_named
 from lbcompiler.weights_file import write_weights
+
+if TYPE_CHECKING:
+    from lbcompiler.tuning.results import Found
 
 
 def compile(
@@ -58,6 +62,7 @@ def compile(
     exclude: Iterable[str] | str | None = None,
     inputs: Mapping[str, str] | None = None,
     on_unsupported: str | None = None,
+    tuning_db: str | Path | None = None,
     config: CompileConfig | str | Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
@@ -70,7 +75,9 @@ def compile(
     `torch.export.ExportedProgram`. What is not given comes from `config` (a CompileConfig or the
     path of its YAML), then from its defaults: target the host's CPU, format mxint8 for weights and
     activations; `act_format="none"` is weight-only. `inputs` maps a name to a shape such as
-    "1x(1..512)". The artifact lies at `output`, or in a temporary folder until `save`.
+    "1x(1..512)". `tuning_db` is what `lbc tune` kept, or an export of it; without, and for what it
+    lacks, kernels have the configs that are shipped. The artifact lies at `output`, or in a
+    temporary folder until `save`.
 
     Raises ModelError, ConfigError or ArtifactError; nothing is half-written.
     """
@@ -84,12 +91,14 @@ def compile(
         "exclude": exclude,
         "inputs": None if inputs is None else dict(inputs),
         "on_unsupported": on_unsupported,
+        "tuning_db": None if tuning_db is None else str(tuning_db),
     }
     settings = merged(config, {key: value for key, value in given.items() if value is not None})
     dump = dump_into(dump_ir)
+    tuned = _tuning_results(settings)
     with _destination(output, force) as folder:
         clock = _Clock(progress)
-        backend = target_named(settings.target)
+        backend = target_named(settings.target, () if tuned is None else tuned.sources)
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
         planned = clock("plan", lambda: _plan(imported, settings, backend, dump))
         lowered = clock("quantize", lambda: _lower(planned, settings, backend, dump))
@@ -103,7 +112,7 @@ def compile(
         )
         clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE, dump))
         (folder / REPORT).write_text(json.dumps({"seconds": clock.seconds}, indent=2) + "\n")
-        manifest = _manifest(model, lowered, settings, backend, folder)
+        manifest = _manifest(model, lowered, settings, backend, tuned, folder)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return Artifact(folder if output is None else Path(output), manifest, temporary=output is None)
 
@@ -116,7 +125,8 @@ def plan(
 ) -> list[Layer]:
     """What `compile` would make of every layer, without making it: the table of --dry-run."""
     dump = dump_into(dump_ir)
-    backend = target_named(config.target)
+    tuned = _tuning_results(config)
+    backend = target_named(config.target, () if tuned is None else tuned.sources)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
     planned = _lower(_plan(imported, config, backend, dump), config, backend, dump)
@@ -124,11 +134,25 @@ def plan(
     return list(planned.layers.values())
 
 
+def planned(model: Any, config: CompileConfig) -> Model:
+    """The model's linears with a format each, before anything is quantized."""
+    imported = import_model(model, config.input_shapes)
+    return _plan(imported, config, target_named(config.target), no_dump)
+
+
 def merged(config: CompileConfig | str | Path | None, given: dict[str, Any]) -> CompileConfig:
     """`config` with `given` on top, validated. Raises ConfigError."""
     if isinstance(config, CompileConfig):
         return make_config({**config.model_dump(), **given})
     return make_config(given, config)
+
+
+def _tuning_results(config: CompileConfig) -> "Found | None":
+    if config.tuning_db is None:
+        return None
+    from lbcompiler.tuning.results import read_results  # needs packages that only tuning needs
+
+    return read_results(config.tuning_db)
 
 
 def _plan(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
@@ -187,7 +211,12 @@ class _Clock:
 
 
 def _manifest(
-    source: Any, model: Model, config: CompileConfig, target: Target, folder: Path
+    source: Any,
+    model: Model,
+    config: CompileConfig,
+    target: Target,
+    tuned: "Found | None",
+    folder: Path,
 ) -> Manifest:
     packages = ("lbcompiler", "apache-tvm", "apache-tvm-ffi")
     return Manifest(
@@ -203,9 +232,21 @@ def _manifest(
         dims=[DimRecord(**asdict(dim)) for dim in model.dims],
         states=[StateRecord(**asdict(state)) for state in model.states],
         layers=[_layer_record(layer) for layer in model.layers.values()],
+        tuning=None if tuned is None else _tuning_record(tuned, model),
         totals=_totals(model),
         parameters=list(model.parameters),
         files=file_records(folder),
+    )
+
+
+def _tuning_record(tuned: "Found", model: Model) -> TuningRecord:
+    names = {source.name for source in tuned.sources}
+    used = [set(layer.config_source.split(" + ")) for layer in model.layers.values()]
+    return TuningRecord(
+        database=tuned.name,
+        results=tuned.count,
+        other_versions=tuned.other_versions,
+        layers=sum(bool(names & sources) for sources in used),
     )
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import format_named
@@ -64,6 +71,11 @@ def parse_inputs(items: Iterable[str]) -> dict[str, str]:
     return inputs
 
 
+def masked(database: str) -> str:
+    """A URL without its password, for messages and files."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", database)
+
+
 def _strings(value: Any) -> Any:
     if isinstance(value, (list, tuple, set)):
         return tuple(value)
@@ -88,6 +100,12 @@ class CompileConfig(BaseModel):
     exclude: Patterns = ()
     inputs: dict[str, str] = {}
     on_unsupported: Literal["error", "fallback", "skip"] = "error"
+    tuning_db: str | None = None  # a file or URL of `lbc tune`, or the .json of an export
+
+    @field_serializer("tuning_db", when_used="json")
+    def _without_password(self, database: str | None) -> str | None:
+        """What is written to disk holds no secret: a password belongs to the driver's own file."""
+        return None if database is None else masked(database)
 
     @model_validator(mode="after")
     def _check(self) -> "CompileConfig":

@@ -125,7 +125,7 @@ def said(result: Result) -> Any:
 def test_help_names_every_verb() -> None:
     result = lbc("--help")
     assert result.exit_code == 0
-    for verb in ("compile", "run", "inspect", "verify", "formats", "doctor"):
+    for verb in ("compile", "run", "inspect", "verify", "tune", "formats", "doctor"):
         assert verb in result.stdout
         page = lbc(verb, "-h")
         assert page.exit_code == 0

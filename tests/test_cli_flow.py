@@ -99,8 +99,9 @@ def has_fields_of(example: Any, found: Any, where: str = "") -> None:
 
 
 def is_open(where: str) -> bool:
-    """Whether the keys there are names of the model, not fields."""
-    return where.rpartition(".")[2] in ("created_by", "files", "outputs")
+    """Whether the keys there are names of the model or of a kernel's config, not fields."""
+    named_by_kernel = where in (".results[].default", ".results[].config")
+    return named_by_kernel or where.rpartition(".")[2] in ("created_by", "files", "outputs")
 
 
 def test_compile_json(folder: Path) -> None:
@@ -227,6 +228,51 @@ def test_a_bad_model_is_one_paragraph(tmp_path: Path) -> None:
     assert result.exit_code == 2, result.output
     assert "bad.onnx" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
+
+
+def test_tune_then_compile_with_the_results(folder: Path, tmp_path: Path) -> None:
+    database, table = tmp_path / "t.db", tmp_path / "t.json"
+    common = ("--format", "nvfp4", "--trials", 1, "--db", database, "--json")
+    found = said(lbc("tune", folder / "lm.onnx", "--rows", 1, *common))
+    has_fields_of(documented("tune"), found)
+    assert [result["shape"] for result in found["results"]] == [[1, 64, 96], [1, 96, 48]]
+    assert [result["trials"] for result in found["results"]] == [1, 1]
+    found = said(lbc("tune", folder / "lm.onnx", "--shape", "2x64x96", "--input",
+                     "input_ids:3x9", "--export", table, *common))  # fmt: skip
+    shapes = [result["shape"] for result in found["results"]]
+    assert shapes == [[2, 64, 96], [27, 64, 96], [27, 96, 48]]
+    assert found["exported"] == str(table)
+    common = ("compile", folder / "lm.onnx", "--format", "nvfp4", "--json", "--tuning-db")
+    made = said(lbc(*common, database, "-o", tmp_path / "lm.lbc", "--no-measure"))["manifest"]
+    assert [layer["config_source"] for layer in made["layers"]] == [str(database)] * 2
+    assert made["tuning"] == {
+        "database": str(database), "results": 5, "other_versions": 0, "layers": 2,
+    }  # fmt: skip
+    planned = said(lbc(*common, table, "--dry-run"))["layers"]
+    assert [layer["config_source"] for layer in planned] == [str(table)] * 2
+    assert [layer["config"] for layer in planned] == [layer["config"] for layer in made["layers"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune"], "nothing to tune"),
+        (["tune", "--shape", "4x4"], "MxKxN"),
+        (["tune", "--shape", "4x4x4", "--target", "cpu:mmx"], "mmx"),
+        (["tune", "--shape", "4x4x4", "--target", "gpu"], "target cpu only"),
+        (["tune", "--shape", "4x4x4", "--rpc", "there"], "host:port"),
+        (["compile", "lm.onnx", "--tuning-db", "gone.db"], "no tuning database gone.db"),
+        (["compile", "lm.onnx", "--tuning-db", "gone.json"], "gone.json"),
+    ],
+)
+def test_refusals_of_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = lbc(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
 
 
 def test_formats_and_doctor_json() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,8 @@ class Layer:
     weights: tuple[
         str, ...
     ] = ()  # names in the weight file, in the order of the kernel's arguments
+    config: Mapping[str, int] = field(default_factory=dict)  # of the kernel; what may be tuned
+    config_source: str = ""  # the tuning results it comes from, or "default"
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,37 @@ from lbcompiler.ir.dump import Dump
 from lbcompiler.ir.model import Dim
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Target
+from lbcompiler.targets.cpu.configs import Source, Tuned, processor, shipped
 from lbcompiler.targets.cpu.isa import Isa, detect, isa_named
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
 
 
-def cpu(variant: str = "") -> Target:
-    """The target for an ISA (`avx512_vnni`, `avx2`, `generic`), or for the machine this runs on."""
-    isa = isa_named(variant) if variant else detect()
+def cpu(variant: str = "", results: Sequence[Source] = ()) -> Target:
+    """The target for an ISA (`avx512_vnni`, `avx2`, `generic`), or for the machine this runs on.
+
+    `results` of `lbc tune` go before those that are shipped.
+    """
+    isa, tuned = tuned_for(variant, results)
     kernels = partial(kernel_for, isa=isa)
     return Target(
         name="cpu",
         isa=isa.name,
         supports=lambda weight, act: "",  # every pair has a kernel, integer or float
-        passes=(PackWeights(kernels), LowerLinears(kernels)),
+        passes=(PackWeights(kernels), LowerLinears(kernels, tuned)),
         build=partial(_build, isa),
     )
+
+
+def tuned_for(variant: str = "", results: Sequence[Source] = ()) -> tuple[Isa, Tuned]:
+    """The ISA, and where its kernels' configs come from: an ISA that is named is for any machine
+    that has it, one that is not for this machine's processor.
+    """
+    if variant:
+        isa = isa_named(variant)
+        return isa, Tuned((*results, *shipped([isa.name])))
+    isa = detect()
+    return isa, Tuned((*results, *shipped([processor(), isa.name])))
 
 
 def _build(isa: Isa, module: Any, dims: Sequence[Dim], library: Path, dump: Dump) -> None:

@@ -3,7 +3,8 @@ quantize(x)                           ->  call_tir(quantize, x)
 
 The quantize of an activation is lowered where a linear reads it, into the operands that this
 linear's kernel wants (integers, scales, start values of the accumulator); linears of one kind share
-it. Rows of all leading dimensions run as one (M, K) matrix."""
+it. The config of a GEMM goes into the layer's record. Rows of all leading dimensions run as one
+(M, K) matrix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ import tvm
 from tvm import relax
 
 from lbcompiler.ir import ops
-from lbcompiler.ir.model import Model
+from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.rewrite import Scope, rewrite
+from lbcompiler.targets.cpu.configs import Tuned, fields_of
 
 KernelFor = Callable[..., Any]
 
@@ -22,16 +24,20 @@ KernelFor = Callable[..., Any]
 @dataclass(frozen=True)
 class LowerLinears:
     kernel_for: KernelFor
+    tuned: Tuned
     name: ClassVar[str] = "lower_linears"
 
     def __call__(self, model: Model) -> Model:
-        lowering = _Lowering(self.kernel_for)
-        return replace(model, module=rewrite(model.module, lowering.visit))
+        lowering = _Lowering(self.kernel_for, self.tuned, dict(model.layers))
+        module = rewrite(model.module, lowering.visit)
+        return replace(model, module=module, layers=lowering.layers)
 
 
 class _Lowering:
-    def __init__(self, kernel_for: KernelFor) -> None:
+    def __init__(self, kernel_for: KernelFor, tuned: Tuned, layers: dict[str, Layer]) -> None:
         self.kernel_for = kernel_for
+        self.tuned = tuned
+        self.layers = layers
         self.functions: dict[
             tuple[Any, ...], Any
         ] = {}  # what is asked of a kernel -> its GlobalVar
@@ -52,10 +58,14 @@ class _Lowering:
             operands = self._quantize(
                 kernel, rows, x, int(k), str(source.attrs["scale_rule"]), scope
             )
-        key = ("gemm", kernel.name, n, int(k), bias is not None, epilogue)
-        gemm = self._function(
-            key, lambda: kernel.gemm(n, int(k), bias=bias is not None, epilogue=epilogue), scope
+        chosen = self.tuned.choose(kernel, n, int(k))
+        layer = str(call.attrs["layer"])
+        self.layers[layer] = replace(
+            self.layers[layer], config=fields_of(chosen.config), config_source=chosen.source
         )
+        options = {"bias": bias is not None, "epilogue": epilogue, "config": chosen.config}
+        key = ("gemm", kernel.name, n, int(k), bias is not None, epilogue)
+        gemm = self._function(key, lambda: kernel.gemm(n, int(k), **options), scope)
         m = rows.ty.shape.values[0]
         y = scope.emit(
             relax.call_tir(

@@ -1,0 +1,234 @@
+"""The trials of one kernel at one shape: which config to try next, and which is the best.
+
+A trial's value is its time as a share of the default's, measured beside it; a config's is the
+median over its trials. The default and its neighbours, a step in one field, go first; then the
+sampler decides. Noise makes the best of many look better than it is, so a config is chosen where it
+was measured `CONFIRMED` times and needs no more than `GAIN` of the default's time; else the default
+stays. The default's own fields and the space are part of a study's name: where they change, a new
+study begins.
+"""
+
+import hashlib
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from lbcompiler.targets.cpu.configs import Result
+from lbcompiler.tuning.database import ATTRIBUTE, Subject
+from lbcompiler.tuning.measure import Times
+from lbcompiler.tuning.work import Fields, Work
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial, Trial
+
+CONFIRMED = 3  # measurements of a config that is chosen
+CONTENDERS = 3  # configs that are measured that often
+GAIN = 0.98  # share of the default's time that a config has to reach
+STARTUP = 12  # trials before the sampler believes what it saw
+NAMELESS_S = 60  # after which a trial that no process put its name on is taken for dead
+ORPHAN_S = 600  # after which the trial of another machine is taken for dead
+
+_DEFAULT, _WORKER, _ERROR, _AGAIN = "default", "worker", "error", "again"  # attributes
+_MS, _DEFAULT_MS = "ms", "default_ms"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A config that was measured: medians over its trials."""
+
+    fields: Fields
+    ratio: float
+    ms: float
+    default_ms: float
+    count: int
+
+
+class TuningStudy:
+    """One Optuna study, made where it is missing."""
+
+    def __init__(self, storage: "BaseStorage", work: Work, subject: Subject) -> None:
+        import optuna
+
+        self.work = work
+        facts = [subject.to_json(), work.default_fields, dict(work.space)]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name=f"{work.name} {digest}",
+            sampler=optuna.samplers.TPESampler(n_startup_trials=STARTUP),
+            load_if_exists=True,
+        )
+        self.study.set_user_attr(ATTRIBUTE, subject.to_json())
+        self.study.set_user_attr(_DEFAULT, work.default_fields)
+        self.distributions: dict[str, Any] = {
+            name: optuna.distributions.CategoricalDistribution(tuple(choices))
+            for name, choices in work.space.items()
+        }
+        self._settle()
+        for fields in (work.default_fields, *work.neighbours()):
+            self.study.enqueue_trial(fields, skip_if_exists=True)
+
+    @property
+    def searched(self) -> int:
+        """Trials that are over, without those that measured a config again to be sure of it."""
+        return sum(
+            trial.value is not None or _ERROR in trial.user_attrs
+            for trial in self._trials()
+            if not trial.user_attrs.get(_AGAIN)
+        )
+
+    @property
+    def failed(self) -> int:
+        return sum(_ERROR in trial.user_attrs for trial in self._trials())
+
+    def needs_search(self, trials: int) -> bool:
+        """Whether `trials` leave anything to try or to make sure of."""
+        is_exhausted = self.searched >= min(trials, self.work.size)
+        return not is_exhausted or self._contender() is not None
+
+    def ask(self, trials: int) -> "Trial | None":
+        """The next config: queued ones, each once where `trials` are enough for all, else Optuna's.
+
+        None where nothing is left to try.
+        """
+        waiting = any(trial.state.name == "WAITING" for trial in self._trials())
+        if not waiting and self.work.size <= trials:
+            tried = [trial.params for trial in self._trials()]
+            names = list(self.work.space)
+            all_of_them = [dict(zip(names, p, strict=True)) for p in product(*self._choices())]
+            untried = [fields for fields in all_of_them if fields not in tried]
+            if not untried:
+                return None
+            self.study.enqueue_trial(random.choice(untried))
+        return self._ask()
+
+    def ask_again(self) -> "Trial | None":
+        """A contender that is to be measured once more; None where all are confirmed."""
+        contender = self._contender()
+        if contender is None:
+            return None
+        self.study.enqueue_trial(contender.fields, user_attrs={_AGAIN: True})
+        return self._ask()
+
+    def tell(self, trial: "Trial", times: Times) -> None:
+        trial.set_user_attr(_MS, times.ms)
+        trial.set_user_attr(_DEFAULT_MS, times.default_ms)
+        self.study.tell(trial, times.ratio)
+
+    def fail(self, trial: "Trial", reason: str) -> None:
+        trial.set_user_attr(_ERROR, reason)
+        self._fail(trial.number)
+
+    def give_back(self, trial: "Trial") -> None:
+        """To be tried another time: what measured it was interrupted."""
+        self._fail(trial.number)
+        self.study.enqueue_trial(trial.params)
+
+    def best(self, subject: Subject) -> Result:
+        """The config that is chosen; the default's where nothing was measured, at 0 ms."""
+        fields = self.work.default_fields
+        nothing = Result(
+            kernel=subject.kernel, shape=subject.shape, config=fields, ms=0.0, default_ms=0.0
+        )
+        return best_result(subject, fields, self._trials()) or nothing
+
+    def _ask(self) -> "Trial":
+        trial = self.study.ask(self.distributions)
+        trial.set_user_attr(_WORKER, _this_worker())
+        return trial
+
+    def _settle(self) -> None:
+        """Trials that a killed process left behind are tried again."""
+        for trial in self._trials():
+            if trial.state.name == "RUNNING" and _is_orphan(trial):
+                self._fail(trial.number)
+                if trial.params:
+                    self.study.enqueue_trial(trial.params)
+
+    def _fail(self, number: int) -> None:
+        from optuna.trial import TrialState
+
+        self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _trials(self) -> "list[FrozenTrial]":
+        return self.study.get_trials(deepcopy=False)
+
+    def _choices(self) -> list[tuple[int, ...]]:
+        return [tuple(choices) for choices in self.work.space.values()]
+
+    def _contender(self) -> Score | None:
+        """The best config that promises a gain and was not measured often enough."""
+        others = [s for s in scores(self._trials()) if s.fields != self.work.default_fields]
+        best = sorted(others, key=lambda score: score.ratio)[:CONTENDERS]
+        return next((s for s in best if s.count < CONFIRMED and s.ratio <= GAIN), None)
+
+
+def scores(trials: "Iterable[FrozenTrial]") -> list[Score]:
+    """One for each config that was measured."""
+    measured: dict[tuple[tuple[str, int], ...], list[FrozenTrial]] = {}
+    for trial in trials:
+        if trial.state.name == "COMPLETE" and _MS in trial.user_attrs:
+            measured.setdefault(tuple(sorted(trial.params.items())), []).append(trial)
+    return [
+        Score(
+            dict(fields),
+            statistics.median(float(t.value or 0) for t in found),
+            statistics.median(float(t.user_attrs[_MS]) for t in found),
+            statistics.median(float(t.user_attrs[_DEFAULT_MS]) for t in found),
+            len(found),
+        )
+        for fields, found in measured.items()
+    ]
+
+
+def best_result(
+    subject: Subject, default: Mapping[str, int], trials: "Iterable[FrozenTrial]"
+) -> Result | None:
+    """The chosen config of a study; None where nothing was measured."""
+    found = scores(trials)
+    if not found:
+        return None
+    confirmed = [s for s in found if s.count >= CONFIRMED and s.ratio <= GAIN]
+    best = min(confirmed, key=lambda score: score.ratio, default=None)
+    default_ms = statistics.median(score.default_ms for score in found)
+    return Result(
+        kernel=subject.kernel,
+        shape=subject.shape,
+        config=dict(default) if best is None else best.fields,
+        ms=default_ms if best is None else best.ms,
+        default_ms=default_ms if best is None else best.default_ms,
+    )
+
+
+def default_of(attributes: Mapping[str, Any]) -> Fields:
+    """The default's fields, of a study's attributes."""
+    return dict(attributes[_DEFAULT])
+
+
+def _this_worker() -> dict[str, Any]:
+    process = psutil.Process()
+    return {"host": platform.node(), "pid": process.pid, "started": process.create_time(),
+            "asked": time.time()}  # fmt: skip
+
+
+def _is_orphan(trial: "FrozenTrial") -> bool:
+    """Whether nobody is measuring it any more."""
+    worker = trial.user_attrs.get(_WORKER)
+    if worker is None:  # between two statements of `_ask`, or killed there
+        started = trial.datetime_start
+        return started is None or time.time() - started.timestamp() > NAMELESS_S
+    if worker["host"] != platform.node():
+        return bool(time.time() - worker["asked"] > ORPHAN_S)
+    try:
+        return bool(psutil.Process(worker["pid"]).create_time() != worker["started"])
+    except psutil.NoSuchProcess:
+        return True
