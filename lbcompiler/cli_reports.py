@@ -70,10 +70,10 @@ def compiled(
 
 
 def _tuning(record: "TuningRecord") -> str:
-    others = f"; {record.other_versions} of other versions are not used"
+    others = f" and {record.other_versions} for others, not used"
     return (
-        f"tuning: {record.layers} layers use the {record.results} results of {record.database}"
-        + others * bool(record.other_versions)
+        f"tuning: {record.layers} layers use {record.database}, which has {record.results} results "
+        "for these versions" + others * bool(record.other_versions)
     )
 
 

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,37 @@ def test_an_interruption_ends_even_what_is_deaf(
     assert process.returncode == code
     assert errors == ("error: interrupted\n" if number == signal.SIGINT else "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_search_says_what_is_kept(tmp_path: Path) -> None:
+    database = tmp_path / "t.db"
+    arguments = ("tune", "--shape", "16x64x64", "--act-format", "none", "--db", str(database))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lbcompiler", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while measured(database) < 1:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == "error: interrupted\n"
+    assert "16x64x64" in output
+    assert f"kept in {database}" in output
+    assert measured(database) >= 1
+
+
+def measured(database: Path) -> int:
+    """Trials in it that are over; none while it is being made."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'")
+        return int(found.fetchone()[0])
+    return 0
 
 
 def test_a_closed_pipe_is_left_in_silence() -> None:

@@ -68,7 +68,7 @@ def open_database(database: str | Path | None, must_exist: bool = False) -> "Bas
         raise ConfigError(
             "tuning databases need optuna, which is not installed: pip install 'lbcompiler[tune]'"
         ) from None
-    url = str(default_path() if database is None else database)
+    name = url = str(default_path() if database is None else database)
     options: dict[str, Any] = {}
     if "://" not in url:
         path = Path(url)
@@ -78,11 +78,11 @@ def open_database(database: str | Path | None, must_exist: bool = False) -> "Bas
         url = f"sqlite:///{path.absolute()}"
     if url.startswith("sqlite:"):
         options = {"connect_args": {"timeout": PATIENCE_S}}
-    with readable(url):
+    with readable(name):
         try:
             return RDBStorage(url, engine_kwargs=options)
         except (ImportError, RuntimeError) as error:  # no driver; a schema of another optuna
-            raise ConfigError(f"the tuning database {masked(url)} {_reason(error)}") from None
+            raise ConfigError(f"the tuning database {masked(name)} {_reason(error)}") from None
 
 
 @contextmanager
