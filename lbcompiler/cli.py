@@ -280,6 +280,57 @@ def tune(
         reports.tuned(tuner, outcomes, others, export, count, as_json)
 
 
+@app.command(
+    cls=Verb,
+    epilog=_examples(
+        "lbc bench gemm --format mxint8,nvfp4 --shape 128x4096x4096 --peers onnxruntime,openvino",
+        "lbc bench gemm --format mxfp4 1x4096x4096 1x4096x14336 --hot --threads 1",
+        "lbc bench m.lbc --against m.onnx --input input_ids:8x128 --profile",
+    ),
+)
+def bench(
+    what: options.BenchWhat,
+    more: options.BenchShapes = None,
+    format: options.BenchFormats = None,
+    act_format: options.BenchActFormat = None,
+    shape: options.BenchShape = None,
+    target: options.BenchTarget = None,
+    hot: options.Hot = False,
+    against: options.Against = None,
+    inputs: options.BenchInputs = None,
+    profile: options.Profile = False,
+    peers: options.Peers = None,
+    threads: options.Threads = None,
+    rounds: options.Rounds = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Time a linear or a compiled model beside other runtimes and the machine's own limits."""
+    from lbcompiler import cli_bench
+    from lbcompiler.bench import asked
+
+    common: dict[str, Any] = {"peers": peers, "threads": threads, "rounds": rounds}
+    of_gemm: dict[str, Any] = {
+        "format": format,
+        "act_format": act_format,
+        "shape": [*(shape or ()), *(more or ())],
+        "target": target,
+        "hot": hot,
+    }
+    of_model: dict[str, Any] = {"against": against, "input": inputs, "profile": profile}
+    with show.progress_bar(quiet) as progress:
+        if what == options.GEMM:
+            asked.refuse(of_model, "lbc bench OUT.lbc")
+            rows = asked.gemm(**of_gemm, **common, progress=progress)
+        else:
+            asked.refuse(of_gemm, "lbc bench gemm")
+            speed = asked.model(what, **of_model, **common, progress=progress)
+    if what == options.GEMM:
+        cli_bench.gemm(rows, as_json)
+    else:
+        cli_bench.model(speed, as_json)
+
+
 @app.command(cls=Verb)
 def formats(as_json: options.Json = False) -> None:
     """List the block-scaled formats."""

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 Names = list[tuple[str, str]]
+GEMM = "gemm"  # what `lbc bench` takes instead of an artifact
+OF_GEMM, OF_MODEL = "Options of lbc bench gemm", "Options of lbc bench OUT.lbc"
 
 
 def completing(names: Callable[[], Names]) -> Callable[[str], Names]:
@@ -32,6 +34,21 @@ def _rules() -> Names:
         for rule in fmt.rules:
             rules.setdefault(rule, []).append(fmt.name)
     return [(rule, ", ".join(names)) for rule, names in rules.items()]
+
+
+def _what_to_bench(incomplete: str) -> Names:
+    from glob import glob
+
+    artifacts = [(path, "a compiled model") for path in glob(f"{incomplete}*.lbc")]
+    return [name for name in [(GEMM, "one linear"), *artifacts] if name[0].startswith(incomplete)]
+
+
+def _peers(incomplete: str) -> Names:
+    """Of a list with commas, the last."""
+    done, comma, _ = incomplete.rpartition(",")
+    names = (("onnxruntime", "float, int8"), ("openvino", "float, int8"), ("torch", "for .pt2"))
+    offered = [(f"{done}{comma}{name}", text) for name, text in names if name not in done]
+    return [pair for pair in offered if pair[0].startswith(incomplete)]
 
 
 def _on_unsupported() -> Names:
@@ -225,4 +242,104 @@ Rpc = Annotated[
 Export = Annotated[
     Path | None,
     typer.Option(metavar="FILE.json", help="Write this processor's results as a table."),
+]
+BenchWhat = Annotated[
+    str,
+    typer.Argument(
+        metavar="gemm|OUT.lbc",
+        help="The word gemm for one linear, or an artifact (of that name: ./gemm).",
+        autocompletion=_what_to_bench,
+        show_default=False,
+    ),
+]
+BenchShapes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MxKxN]...", help="As --shape, for gemm.", show_default=False),
+]
+BenchFormats = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="F,F",
+        help="Block formats of weights and activations.",
+        autocompletion=completing(_formats),
+        show_default="mxint8",
+        rich_help_panel=OF_GEMM,
+    ),
+]
+BenchActFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--act-format",
+        help="Another format for activations, or none: weights only.",
+        autocompletion=completing(_formats_or_none),
+        show_default="as --format",
+        rich_help_panel=OF_GEMM,
+    ),
+]
+BenchShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="MxKxN",
+        help="Rows, inputs and outputs of the linear. Repeatable.",
+        show_default="128x4096x4096 and 1x4096x4096",
+        rich_help_panel=OF_GEMM,
+    ),
+]
+BenchTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="cpu, or cpu:ISA.",
+        show_default="cpu, this machine's",
+        rich_help_panel=OF_GEMM,
+    ),
+]
+Hot = Annotated[
+    bool,
+    typer.Option(
+        "--hot",
+        help="Leave the weights in the caches; else they are cold where M is below 16.",
+        rich_help_panel=OF_GEMM,
+    ),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The float model, for other runtimes: .onnx or .pt2.",
+        show_default=False,
+        rich_help_panel=OF_MODEL,
+    ),
+]
+BenchInputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME:SHAPE",
+        help="The size of an input, e.g. input_ids:8x128. Repeatable.",
+        show_default="1 sample, 128 along other dynamic dimensions",
+        rich_help_panel=OF_MODEL,
+    ),
+]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="The time, GOP/s and share of the ceiling of every kernel.",
+        rich_help_panel=OF_MODEL,
+    ),
+]
+Peers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="Others to time: onnxruntime, openvino, torch.",
+        autocompletion=_peers,
+        show_default="gemm: none; a model: those installed",
+    ),
+]
+Rounds = Annotated[
+    int | None, typer.Option(min=1, help="Visits of each; medians count.", show_default="11")
 ]

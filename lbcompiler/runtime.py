@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,22 @@ from lbcompiler.weights_file import map_weights
 Observer = Callable[
     [LayerRecord, Array, Array | None], None
 ]  # (layer, output (rows, N), bias (N,) or None)
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call within a run: a kernel's, operands before results, or the virtual machine's own.
+
+    `layer` is the layer that it computes, where it is a linear's.
+    """
+
+    name: str
+    seconds: float
+    tensors: tuple[Any, ...]  # tvm.runtime.Tensor
+    layer: LayerRecord | None
+
+
+Watcher = Callable[[KernelCall], None]
 
 
 def load(path: str | Path, threads: int | None = None, verify: bool = True) -> Program:
@@ -146,6 +164,16 @@ class Program:
 
     def observe(self, feeds: Mapping[str, Any], observer: Observer) -> dict[str, Array]:
         """`run`, with `observer` called after every linear's kernel, in order of execution."""
+
+        def watcher(call: KernelCall) -> None:
+            if call.layer is not None:
+                bias = call.tensors[-2].numpy() if call.layer.bias else None
+                observer(call.layer, call.tensors[-1].numpy(), bias)
+
+        return self.watch(feeds, watcher)
+
+    def watch(self, feeds: Mapping[str, Any], watcher: Watcher) -> dict[str, Array]:
+        """`run`, with `watcher` called after every kernel and every call of the runtime."""
         pointers = {
             _address(w): name
             for name, w in zip(self.manifest.parameters, self._weights, strict=True)
@@ -154,10 +182,17 @@ class Program:
         for layer in self.manifest.layers:
             if layer.weights:
                 waiting[layer.weights[0]].append(layer)
+        start = 0.0
 
         def instrument(_func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
-            if not before and name.startswith("gemm_"):
-                tensors = [a for a in args if isinstance(a, tvm.runtime.Tensor)]
+            nonlocal start
+            if before:
+                start = time.perf_counter()
+                return 0
+            seconds = time.perf_counter() - start
+            tensors = tuple(a for a in args if isinstance(a, tvm.runtime.Tensor))
+            layer = None
+            if name.startswith("gemm_"):
                 owner = next(
                     (pointers[_address(t)] for t in tensors if _address(t) in pointers), ""
                 )
@@ -165,8 +200,7 @@ class Program:
                 if queue:
                     layer = queue[0]
                     queue.rotate(-1)
-                    bias = tensors[-2].numpy() if layer.bias else None
-                    observer(layer, tensors[-1].numpy(), bias)
+            watcher(KernelCall(name, seconds, tensors, layer))
             return 0
 
         self._vm.set_instrument(instrument)
@@ -251,7 +285,7 @@ def _reason(error: Exception) -> str:
 
 
 def _address(tensor: Any) -> int:
-    return int(np.from_dlpack(tensor).ctypes.data)
+    return int(tensor.data_ptr())
 
 
 def _listed(ports: Any) -> str:

@@ -1,20 +1,19 @@
 """The compiled model and its float source side by side: is it faster than what it came from?
 
-Both run on the same inputs and threads, in turn, so that a machine whose speed drifts is fair to
-both; the medians are compared. Inputs are made up: ones for integers (a token, a mask), a seeded
-normal for floats, one sample, 128 along every other dynamic dimension unless its bounds say
-otherwise.
+Both run on the same inputs and threads, in turn (`bench.timing`). Inputs are made up: ones for
+integers (a token, a mask), a seeded normal for floats, one sample, 128 along every other dynamic
+dimension unless its bounds say otherwise.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lbcompiler.artifact import Artifact, PortRecord
+from lbcompiler.bench.timing import interleaved
+from lbcompiler.errors import ConfigError
 from lbcompiler.ir.model import Array
 from lbcompiler.references import open_reference
 
@@ -27,17 +26,38 @@ def compare(artifact: Artifact, model: str | Path, threads: int | None = None) -
     feeds = synthetic_inputs(artifact)
     program = artifact.load(threads)
     reference = open_reference(model, threads=threads)
-    ours, theirs = interleaved(lambda: program.run(feeds), lambda: reference.run(feeds))
-    return {"ms": ours * 1e3, "float_ms": theirs * 1e3, "ratio": theirs / ours}
-
-
-def synthetic_inputs(artifact: Artifact) -> dict[str, Array]:
-    """One made-up sample for every input."""
-    bounds = {dim.name: (dim.low, dim.high) for dim in artifact.manifest.dims}
-    seed = np.random.default_rng(0)
+    work = {"ours": lambda: program.run(feeds), "float": lambda: reference.run(feeds)}
+    took = interleaved(work, ROUNDS, SECONDS)
     return {
-        port.name: _values(port, _extents(port, bounds), seed) for port in artifact.manifest.inputs
+        "ms": took["ours"] * 1e3,
+        "float_ms": took["float"] * 1e3,
+        "ratio": took["float"] / took["ours"],
     }
+
+
+def synthetic_inputs(
+    artifact: Artifact, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Array]:
+    """One made-up array for every input, of the size that `shapes` gives it.
+
+    A dynamic dimension that has a size in one input has it in all. Raises ConfigError for a name
+    or a number of dimensions that the model does not have.
+    """
+    ports = {port.name: port for port in artifact.manifest.inputs}
+    bounds = {dim.name: (dim.low, dim.high) for dim in artifact.manifest.dims}
+    for name, shape in (shapes or {}).items():
+        if name not in ports or len(shape) != len(ports[name].shape):
+            listed = ", ".join(f"{p.name}:{'x'.join(map(str, p.shape))}" for p in ports.values())
+            raise ConfigError(
+                f"the input {name}:{'x'.join(map(str, shape))} is none of the model's: {listed}"
+            )
+        for dim, size in zip(ports[name].shape, shape, strict=True):
+            if isinstance(dim, str):
+                bounds[dim] = (size, size)
+            elif dim != size:
+                raise ConfigError(f"dimension {dim} of the input {name!r} is fixed, not {size}")
+    seed = np.random.default_rng(0)
+    return {port.name: _values(port, _extents(port, bounds), seed) for port in ports.values()}
 
 
 def _extents(port: PortRecord, bounds: Mapping[str, tuple[int, int | None]]) -> list[int]:
@@ -57,16 +77,3 @@ def _values(port: PortRecord, shape: list[int], seed: np.random.Generator) -> Ar
     if dtype.kind == "f":
         return seed.standard_normal(shape).astype(dtype)
     return np.ones(shape, dtype)
-
-
-def interleaved(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of each, run in turn after one run to warm up."""
-    first(), second()
-    took: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + SECONDS
-    while len(took[0]) < ROUNDS and (time.perf_counter() < end or not took[0]):
-        for work, seconds in zip((first, second), took, strict=True):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(took[0]), statistics.median(took[1])

@@ -125,7 +125,7 @@ def said(result: Result) -> Any:
 def test_help_names_every_verb() -> None:
     result = lbc("--help")
     assert result.exit_code == 0
-    for verb in ("compile", "run", "inspect", "verify", "tune", "formats", "doctor"):
+    for verb in ("compile", "run", "inspect", "verify", "tune", "bench", "formats", "doctor"):
         assert verb in result.stdout
         page = lbc(verb, "-h")
         assert page.exit_code == 0
@@ -154,6 +154,9 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
         ("lbc compile m.onnx --act-format n", {"none", "nvint4", "nvfp4"}),
         ("lbc compile m.onnx --scale-rule f", {"floor", "four_over_six"}),
         ("lbc compile m.onnx --on-unsupported ", {"error", "fallback", "skip"}),
+        ("lbc bench ge", {"gemm"}),
+        ("lbc bench gemm --format nvf", {"nvfp4"}),
+        ("lbc bench gemm --peers onnxruntime,o", {"onnxruntime,openvino"}),
     ],
 )
 def test_completion(words: str, completed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +167,9 @@ def test_completion(words: str, completed: set[str], monkeypatch: pytest.MonkeyP
     assert set(result.stdout.split()) == completed
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["formats"], ["compile", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["formats"], ["compile", "--help"], ["bench", "--help"]]
+)
 def test_light_verbs_load_no_compiler(arguments: list[str]) -> None:
     code = (
         "import sys; from lbcompiler.cli import app; app(sys.argv[1:], standalone_mode=False);"

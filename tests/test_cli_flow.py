@@ -101,7 +101,8 @@ def has_fields_of(example: Any, found: Any, where: str = "") -> None:
 def is_open(where: str) -> bool:
     """Whether the keys there are names of the model or of a kernel's config, not fields."""
     named_by_kernel = where in (".results[].default", ".results[].config")
-    return named_by_kernel or where.rpartition(".")[2] in ("created_by", "files", "outputs")
+    names = ("created_by", "files", "outputs", "peers", "missing", "inputs", "ceilings")
+    return named_by_kernel or where.rpartition(".")[2] in names
 
 
 def test_compile_json(folder: Path) -> None:

@@ -4,38 +4,49 @@ All that is timed takes turns (`timing.interleaved`). At M below 16 a linear rea
 for little arithmetic: they are cold then, as in a model that is larger than the caches.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lbcompiler.bench.peers import Shape, peers
-from lbcompiler.bench.timing import Progress, interleaved
+from lbcompiler.bench.peers import Shape, check_peers, peers
+from lbcompiler.bench.timing import ROUNDS, Progress, interleaved, silent
+from lbcompiler.config import WEIGHT_ONLY
+from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu.bench import timed_linear
-from lbcompiler.targets.cpu.ceilings import ceilings
-from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.ceilings import Ceiling, ceilings
+from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.threads import set_threads
 
 SMALL_M = 16
-COLD_BYTES = 300 << 20  # of the copies of one weight that take turns: several times any L3 here
-OURS, QUANTIZE = "ours", "quantize"
+COLD_BYTES = 1 << 28  # of the copies of one weight that take turns: several times any L3 here
+LARGEST = 1 << 20  # of M, K and N
+OURS, QUANTIZE, CEILING = "ours", "quantize", "ceiling "
 
 
 @dataclass(frozen=True)
-class Speed:
+class PeerSpeed:
+    """`ratio` above 1: ours is faster."""
+
     ms: float
     gops: float
+    ratio: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """One shape; see docs/json.md. `ceiling_gops` is None where the ISA has no measure of it."""
+class GemmRow:
+    """One format and shape; see docs/json.md. What the instruction set has no ceiling for is None.
+
+    `ms` is the whole linear, `quantize_ms` the part of it that quantizes the activations.
+    """
 
     shape: Shape
     format: str
     act_format: str
+    isa: str
     threads: int
-    is_cold: bool
+    cold: bool
     ms: float
     quantize_ms: float
     gops: float
@@ -45,58 +56,106 @@ class Row:
     weight_gb_s: float
     dram_gb_s: float
     dram_share: float
-    peers: dict[str, Speed] = field(default_factory=dict)
+    peers: dict[str, PeerSpeed]
+
+
+def parse_gemm_shape(text: str) -> Shape:
+    """`128x4096x11008` -> (M, K, N). Raises ConfigError."""
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
+    sizes = tuple(map(int, found.groups())) if found else ()
+    if len(sizes) != 3 or not all(1 <= size <= LARGEST for size in sizes):
+        raise ConfigError(
+            f"cannot read the shape {text!r}: write rows, inputs and outputs of the linear as "
+            f"MxKxN, each from 1 to {LARGEST}, e.g. 128x4096x4096"
+        )
+    return sizes[0], sizes[1], sizes[2]
 
 
 def bench_gemm(
-    weight: BlockFormat,
-    act: BlockFormat | None,
+    formats: Iterable[tuple[BlockFormat, BlockFormat | None]],
     shapes: Sequence[Shape],
     isa: Isa,
     *,
     threads: int | None = None,
     peer_names: Sequence[str] = (),
-    rounds: int = 7,
+    rounds: int = ROUNDS,
     hot: bool = False,
-    progress: Progress = lambda _stage, _done, _total: None,
-) -> list[Row]:
-    """A row for each shape (M, K, N); `hot` leaves the weights in the caches at every M."""
-    count = set_threads(threads)
-    bounds = ceilings(isa, count)
+    progress: Progress = silent,
+) -> list[GemmRow]:
+    """A row for each pair of formats (weights, activations) and each shape.
+
+    `hot` leaves the weights in the caches at every M. Raises ConfigError for a peer that is not
+    there or does not take a shape, and for an instruction set that this machine lacks.
+    """
+    if not isa.runs_on(detect()):
+        raise ConfigError(f"this machine cannot run {isa.name}: its best is {detect().name}")
+    pairs = list(formats)
+    check_peers(peer_names, shapes)
+    bench = _Bench(isa, set_threads(threads), tuple(peer_names), rounds, hot)
+    bounds = ceilings(isa, bench.threads)
     rows = []
-    for shape in shapes:
+    for weight, act in pairs:
+        for shape in shapes:
+            stage = f"{weight.name} {'x'.join(map(str, shape))}"
+
+            def within(_stage: str, done: int, total: int, stage: str = stage) -> None:
+                progress(stage, done, total)
+
+            rows.append(bench.row(weight, act, shape, bounds, within))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Bench:
+    isa: Isa
+    threads: int
+    peer_names: tuple[str, ...]
+    rounds: int
+    hot: bool
+
+    def row(
+        self,
+        weight: BlockFormat,
+        act: BlockFormat | None,
+        shape: Shape,
+        bounds: dict[str, Ceiling],
+        progress: Progress,
+    ) -> GemmRow:
+        progress("", 0, self.rounds)
         m, k, n = shape
-        cold = 0 if hot or m >= SMALL_M else COLD_BYTES
-        linear = timed_linear(weight, act, isa, shape, cold)
-        others = peers(peer_names, weight.element.bits, shape, count, cold)
+        cold = 0 if self.hot or m >= SMALL_M else COLD_BYTES
+        linear = timed_linear(weight, act, self.isa, shape, cold)
+        others = peers(self.peer_names, weight.element.bits, shape, self.threads, cold)
+        needed = {linear.ceiling, "read"} & bounds.keys()
         work: dict[str, Any] = {OURS: linear.run}
         if linear.quantize is not None:
             work[QUANTIZE] = linear.quantize
-        work |= {f"ceiling {name}": bound.run for name, bound in bounds.items()}
+        work |= {CEILING + name: bounds[name].run for name in needed}
         work |= {name: peer.run for name, peer in others.items()}
-        took = interleaved(work, rounds, progress=progress)
-        took |= {name: took[name] / peer.calls for name, peer in others.items()}
-        rate = {name: b.amount / took[f"ceiling {name}"] * 1e-9 for name, b in bounds.items()}
+        took = interleaved(work, self.rounds, progress=progress)
+        rate = {name: bounds[name].amount / took[CEILING + name] * 1e-9 for name in needed}
+        calls = {name: took[name] / peer.calls for name, peer in others.items()}
         operations, seconds = 2e-9 * m * k * n, took[OURS]
         ceiling = rate.get(linear.ceiling)
         weight_rate = linear.weight_bytes / seconds * 1e-9
-        rows.append(
-            Row(
-                shape=shape,
-                format=weight.name,
-                act_format="none" if act is None else act.name,
-                threads=count,
-                is_cold=cold > 0,
-                ms=seconds * 1e3,
-                quantize_ms=took.get(QUANTIZE, 0.0) * 1e3,
-                gops=operations / seconds,
-                ceiling=linear.ceiling,
-                ceiling_gops=ceiling,
-                ceiling_share=None if ceiling is None else operations / seconds / ceiling,
-                weight_gb_s=weight_rate,
-                dram_gb_s=rate["read"],
-                dram_share=weight_rate / rate["read"],
-                peers={name: Speed(took[name] * 1e3, operations / took[name]) for name in others},
-            )
+        return GemmRow(
+            shape=shape,
+            format=weight.name,
+            act_format=WEIGHT_ONLY if act is None else act.name,
+            isa=self.isa.name,
+            threads=self.threads,
+            cold=0 < cold <= linear.weight_bytes * linear.copies,
+            ms=seconds * 1e3,
+            quantize_ms=took.get(QUANTIZE, 0.0) * 1e3,
+            gops=operations / seconds,
+            ceiling=linear.ceiling,
+            ceiling_gops=ceiling,
+            ceiling_share=None if ceiling is None else operations / seconds / ceiling,
+            weight_gb_s=weight_rate,
+            dram_gb_s=rate["read"],
+            dram_share=weight_rate / rate["read"],
+            peers={
+                name: PeerSpeed(call * 1e3, operations / call, call / seconds)
+                for name, call in calls.items()
+            },
         )
-    return rows

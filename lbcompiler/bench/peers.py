@@ -2,22 +2,24 @@
 
 | peer | weights | activations |
 |---|---|---|
-| `onnxruntime float` | float32 | float32 |
-| `onnxruntime dynamic int8` | int8, one scale a tensor | int8, one scale a tensor |
-| `onnxruntime nbits` | MatMulNBits of 4 or 8 bits, blocks of 32, accuracy level 4 | int8 inside |
-| `openvino` | 4 or 8 bits, groups of 32, as NNCF writes them | int8, groups of 32 |
+| `onnxruntime_float` | float32 | float32 |
+| `onnxruntime_dynamic_int8` | int8, one scale a tensor | uint8, one scale a tensor |
+| `onnxruntime_nbits4`, `..8` | MatMulNBits, blocks of 32, accuracy level 4 | int8 inside |
+| `openvino_int4_g32`, `..8` | groups of 32, as NNCF writes them | int8, groups of 32 |
 
 Every call of a peer includes the quantization of the activations, as ours does.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.model import Array
+from lbcompiler.targets.cpu.bench import copies_of
 
 BLOCK = 32  # of the peers' block formats: the one that all of them have
 Shape = tuple[int, int, int]
@@ -31,45 +33,50 @@ class Peer:
     calls: int
 
 
+def check_peers(names: Sequence[str], shapes: Sequence[Shape]) -> None:
+    """Raises ConfigError for a peer that is unknown, not installed, or does not take a shape."""
+    for name in names:
+        if name not in PEERS:
+            raise ConfigError(f"unknown peer {name!r}: choose of {', '.join(PEERS)}")
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"the peer {name} is not installed: pip install {name}, or leave it out of --peers"
+            )
+        for _, k, _ in shapes:
+            if name == "openvino" and k % BLOCK:
+                raise ConfigError(
+                    f"the peer openvino takes K in whole groups of {BLOCK}, not {k}: choose "
+                    "another shape, or leave it out of --peers"
+                )
+
+
 def peers(
     names: Sequence[str], bits: int, shape: Shape, threads: int, cold: int
 ) -> dict[str, Peer]:
-    """Every variant of the peers asked for. Raises ConfigError for one that is missing.
+    """Every variant of the peers asked for, of 4 or 8 bits: the fewest that hold ours.
 
-    The nearer of 4 and 8 bits to ours is taken; `cold` is as in `targets.cpu.bench`.
+    `cold` is as in `targets.cpu.bench`.
     """
     width = 4 if bits <= 4 else 8
     made: dict[str, Peer] = {}
     for name in names:
-        if name not in PEERS:
-            raise ConfigError(f"unknown peer {name!r}; there are: {', '.join(PEERS)}")
-        try:
-            made |= PEERS[name](width, shape, threads, cold)
-        except ImportError as error:
-            raise ConfigError(
-                f"the peer {name} is not installed ({error}): pip install {name}, or leave it out "
-                "of --peers"
-            ) from None
+        made |= PEERS[name](width, shape, threads, cold)
     return made
-
-
-def _copies(nbytes: int, cold: int) -> int:
-    return max(1, -(-cold // nbytes))
 
 
 def _onnxruntime(bits: int, shape: Shape, threads: int, cold: int) -> dict[str, Peer]:
     _, k, n = shape
 
     def peer(linear: Callable[[int], Linear], nbytes: int) -> Peer:
-        count = _copies(nbytes, cold)
+        count = copies_of(nbytes, cold)
         session = _session([linear(i) for i in range(count)], shape, threads)
         feeds = {"x": _activations(shape)}
         return Peer(lambda: session.run(None, feeds), count)
 
     return {
-        "onnxruntime float": peer(lambda i: _in_float(i, shape), 4 * k * n),
-        "onnxruntime dynamic int8": peer(lambda i: _dynamic_int8(i, shape), k * n),
-        f"onnxruntime nbits{bits}": peer(lambda i: _blocked(i, shape, bits), k * n * bits // 8),
+        "onnxruntime_float": peer(lambda i: _in_float(i, shape), 4 * k * n),
+        "onnxruntime_dynamic_int8": peer(lambda i: _dynamic_int8(i, shape), k * n),
+        f"onnxruntime_nbits{bits}": peer(lambda i: _blocked(i, shape, bits), k * n * bits // 8),
     }
 
 
@@ -78,25 +85,39 @@ Linear = tuple[list[Any], dict[str, Array]]  # nodes from x to y<i>, weights by 
 
 def _session(linears: list[Linear], shape: Shape, threads: int) -> Any:
     import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     m, k, n = shape
     real = TensorProto.FLOAT
+    weights = {name: value for _, held in linears for name, value in held.items()}
     graph = helper.make_graph(
         [node for nodes, _ in linears for node in nodes],
         "linears",
         [helper.make_tensor_value_info("x", real, [m, k])],
         [helper.make_tensor_value_info(f"y{i}", real, [m, n]) for i in range(len(linears))],
-        [numpy_helper.from_array(v, name) for _, held in linears for name, v in held.items()],
+        [_elsewhere(name, value) for name, value in weights.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+    options.add_external_initializers(list(weights), values)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def _elsewhere(name: str, value: Array) -> Any:
+    """A weight that the session is given beside the model: cold ones take too long to serialize."""
+    from onnx import TensorProto, helper
+
+    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor = TensorProto(name=name, dims=value.shape, data_type=kind)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="memory")
+    return tensor
 
 
 def _in_float(i: int, shape: Shape) -> Linear:
@@ -146,8 +167,6 @@ def _openvino(bits: int, shape: Shape, threads: int, cold: int) -> dict[str, Pee
     from openvino import opset13
 
     m, k, n = shape
-    if k % BLOCK:
-        raise ConfigError(f"the peer openvino takes K in whole groups of {BLOCK}, not {k}")
     source = opset13.parameter([m, k], np.float32)
 
     def linear(i: int) -> Any:
@@ -159,7 +178,7 @@ def _openvino(bits: int, shape: Shape, threads: int, cold: int) -> dict[str, Pee
         matrix = opset13.reshape(weight, np.array([n, k]), special_zero=False)
         return opset13.matmul(source, opset13.convert(matrix, "f32"), False, True)
 
-    count = _copies(k * n * bits // 8, cold)
+    count = copies_of(k * n * bits // 8, cold)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
@@ -169,7 +188,7 @@ def _openvino(bits: int, shape: Shape, threads: int, cold: int) -> dict[str, Pee
     model = openvino.Model([linear(i) for i in range(count)], [source])
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     request.set_input_tensor(openvino.Tensor(_activations(shape)))
-    return {f"openvino int{bits} g{BLOCK}": Peer(request.infer, count)}
+    return {f"openvino_int{bits}_g{BLOCK}": Peer(request.infer, count)}
 
 
 def _activations(shape: Shape) -> Array:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import tvm
 
-from lbcompiler.formats import BlockFormat
+from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
+
+MOST_COPIES = 1024
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,14 @@ class TimedLinear:
     """`run` is the whole linear, `quantize` its first half (None: activations stay in float).
 
     `ceiling` names the bound of `ceilings.py` that its arithmetic has, `weight_bytes` what one run
-    reads of packed weights.
+    reads of packed weights; as many `copies` of them take turns.
     """
 
     name: str
     run: Callable[[], Any]
     quantize: Callable[[], Any] | None
     weight_bytes: int
+    copies: int
     ceiling: str
 
 
@@ -34,18 +37,16 @@ def timed_linear(
     """The linear of shape (M, K, N) on random data.
 
     With `cold` above 0 every run takes the next of as many copies of the weights as make that many
-    bytes: more than the caches hold, and none finds its weights there.
+    bytes: more than the caches hold, and none finds its weights there (see `copies_of`).
     """
     m, k, n = shape
     kernel = kernel_for(weight, act, isa)
     rng = np.random.default_rng(0)
-    packed = kernel.pack(weight.quantize(rng.standard_normal((n, k), np.float32)))
+    packed = kernel.pack(_weights(weight, n, k, rng))
     nbytes = sum(array.nbytes for array in packed)
+    count = copies_of(nbytes, cold)
     copies = cycle(
-        [
-            [tvm.runtime.tensor(np.roll(array, i, 0)) for array in packed]
-            for i in range(max(1, -(-cold // nbytes)))
-        ]
+        [[tvm.runtime.tensor(np.roll(array, i, 0)) for array in packed] for i in range(count)]
     )
     module = _compiled(kernel, act, k, n)
     x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
@@ -68,7 +69,24 @@ def timed_linear(
             quantize()
         gemm(*operands, *next(copies), y)
 
-    return TimedLinear(kernel.name, run, quantize, nbytes, "dot" if kernel.is_integer else "fma")
+    return TimedLinear(kernel.name, run, quantize, nbytes, count, ceiling_of(kernel))
+
+
+def copies_of(nbytes: int, cold: int) -> int:
+    """How many weights of `nbytes` make `cold` bytes, at most MOST_COPIES: small ones stay warm."""
+    return max(1, min(MOST_COPIES, -(-cold // nbytes)))
+
+
+def _weights(weight: BlockFormat, n: int, k: int, rng: np.random.Generator) -> Quantized:
+    """Some random rows over and over: quantizing takes numpy longer than all that is timed."""
+    rows = weight.quantize(rng.standard_normal((min(n, 64), k), np.float32))
+    codes, scales = (np.resize(array, (n, array.shape[1])) for array in (rows.codes, rows.scales))
+    return Quantized(codes, scales, rows.tensor_scale)
+
+
+def ceiling_of(kernel: LinearKernel) -> str:
+    """The bound of `ceilings.py` that a kernel's arithmetic has."""
+    return "dot" if kernel.is_integer else "fma"
 
 
 def _compiled(kernel: LinearKernel, act: BlockFormat | None, k: int, n: int) -> Any:

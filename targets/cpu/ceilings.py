@@ -26,7 +26,7 @@ from lbcompiler.targets.cpu.isa import AVX512_VNNI, Isa, host_flags
 
 CHAINS = {16: 20, 8: 8}  # independent sums by lanes: latency x throughput, within the registers
 STEPS = 400_000  # about two milliseconds: starting the threads takes some ten microseconds
-READ_BYTES = 1 << 29  # far above any cache of these machines
+READ_BYTES = 1 << 28  # far above any cache of these machines
 STREAMS = 2  # a thread reads at once: 3 % more than one, and more of them add nothing (Zen 5)
 STREAM_VECTORS = 4  # of a stream in one step of the loop
 

@@ -1,0 +1,122 @@
+"""`lbc bench gemm` behind the command line: figures that belong together, peers, refusals."""
+
+from typing import Any
+
+import pytest
+
+from lbcompiler.bench import gemm
+from lbcompiler.bench import peers as others
+from lbcompiler.bench.gemm import GemmRow, bench_gemm, parse_gemm_shape
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import FORMATS
+from lbcompiler.targets.cpu import bench, ceilings
+from lbcompiler.targets.cpu.isa import AVX512_VNNI, GENERIC, detect
+
+MXINT8, MXFP8 = FORMATS["mxint8"], FORMATS["mxfp8"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "STEPS", 1000)
+    monkeypatch.setattr(ceilings, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(gemm, "COLD_BYTES", 1 << 16)
+
+
+def one(shape: tuple[int, int, int], **options: Any) -> GemmRow:
+    (row,) = bench_gemm([(MXINT8, MXINT8)], [shape], detect(), rounds=1, **options)
+    return row
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 40, 24), (17, 64, 96)])
+def test_figures_belong_together(shape: tuple[int, int, int]) -> None:
+    row = one(shape, threads=1)
+    m, k, n = shape
+    assert (row.shape, row.format, row.act_format, row.threads) == (shape, "mxint8", "mxint8", 1)
+    assert row.quantize_ms > 0
+    assert row.gops * row.ms == pytest.approx(2e-6 * m * k * n)
+    if row.ceiling_gops is not None:
+        assert row.ceiling_share == pytest.approx(row.gops / row.ceiling_gops)
+    assert row.dram_share == pytest.approx(row.weight_gb_s / row.dram_gb_s)
+
+
+def test_weights_are_cold_where_little_is_done_with_them() -> None:
+    assert one((1, 64, 64)).cold
+    assert not one((1, 64, 64), hot=True).cold
+    assert not one((16, 64, 64)).cold
+
+
+def test_a_weight_too_small_to_leave_the_caches_is_called_hot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "MOST_COPIES", 2)
+    assert not one((1, 64, 64)).cold
+
+
+def test_runs_take_turns_with_the_copies() -> None:
+    assert bench.copies_of(100, 0) == 1
+    assert bench.copies_of(100, 250) == 3
+    assert bench.copies_of(100, 10**9) == bench.MOST_COPIES
+
+
+def test_weights_only_and_another_instruction_set() -> None:
+    (row,) = bench_gemm([(MXFP8, None)], [(2, 32, 16)], GENERIC, rounds=1)
+    assert (row.act_format, row.isa, row.quantize_ms) == ("none", "generic", 0.0)
+    assert (row.ceiling_gops, row.ceiling_share) == (None, None)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_onnxruntime_in_three_variants(bits: int) -> None:
+    made = others.peers(["onnxruntime"], bits, (2, 64, 32), 1, 1 << 14)
+    names = ["onnxruntime_float", "onnxruntime_dynamic_int8", f"onnxruntime_nbits{bits}"]
+    assert list(made) == names
+    for peer in made.values():
+        assert len(peer.run()) == peer.calls > 1
+
+
+def test_the_row_has_its_peers() -> None:
+    row = one((2, 32, 16), peer_names=["onnxruntime"])
+    assert len(row.peers) == 3
+    for peer in row.peers.values():
+        assert peer.ratio == pytest.approx(peer.ms / row.ms)
+
+
+def test_openvino_where_it_is_installed() -> None:
+    pytest.importorskip("openvino")
+    for bits in (4, 8):
+        (peer,) = others.peers(["openvino"], bits, (2, 64, 32), 1, 1 << 13).values()
+        assert len(peer.run()) == peer.calls > 1
+
+
+def test_a_missing_peer_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="pip install openvino"):
+        one((1, 32, 16), peer_names=["openvino"])
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="unknown peer 'mkl'"):
+        one((1, 32, 16), peer_names=["mkl"])
+
+
+def test_a_shape_that_a_peer_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "find_spec", lambda _name: "found")
+    with pytest.raises(ConfigError, match="groups of 32, not 33"):
+        one((1, 33, 16), peer_names=["openvino"])
+
+
+def test_another_machines_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "detect", lambda: GENERIC)
+    with pytest.raises(ConfigError, match="cannot run avx512_vnni: its best is generic"):
+        bench_gemm([(MXINT8, None)], [(1, 32, 16)], AVX512_VNNI)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "8x8", "8x8x8x8", "0x8x8", "8x-8x8", "axbxc", "1x1x9999999"]
+)
+def test_shapes_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="MxKxN"):
+        parse_gemm_shape(text)
+
+
+def test_a_shape() -> None:
+    assert parse_gemm_shape("128x4096x11008") == (128, 4096, 11008)
