@@ -4,6 +4,7 @@ from lbcompiler.passes.append_in_place import AppendInPlace
 from lbcompiler.passes.canonicalize import Canonicalize
 from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
 from lbcompiler.passes.fold_constants import FoldConstants
+from lbcompiler.passes.fuse_attention import FuseAttention
 from lbcompiler.passes.fuse_linear import FuseLinear
 from lbcompiler.passes.insert_qdq import InsertQDQ
 from lbcompiler.passes.lift_weights import LiftWeights
@@ -20,7 +21,8 @@ PREPARE = (
     FoldConstants(),
     Canonicalize(),
     RecognizeActivations(),
-    AppendInPlace(),
+    AppendInPlace(),  # before attention, which then reads the memory where it lies
+    FuseAttention(),
 )
 
 
@@ -35,6 +37,7 @@ __all__ = [
     "Canonicalize",
     "FoldBatchNorm",
     "FoldConstants",
+    "FuseAttention",
     "FuseLinear",
     "InsertQDQ",
     "LiftWeights",

@@ -9,6 +9,7 @@
 | `lbc.quantize(x; format, scale_rule)` | float -> (codes, scales[, tensor scale]) |
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
 | `lbc.linear(x..., w...[, b]; ...)` | the block-scaled GEMM that a target has a kernel for |
+| `lbc.attention(q, k, v[, mask]; scale, ...)` | softmax(q k^T * scale + mask) v, heads grouped |
 | `lbc.hardswish(x)` | x * clip(x + 3, 0, 6) / 6, which Relax has no op for |
 | `lbc.append(state, rows, shape; axes)` | `state` cut to `shape`, its last rows new, *in place* |
 
@@ -128,6 +129,13 @@ def _infer_linear(call: Any, _: Any) -> Type:
     return _tensor([*call.args[0].ty.shape.values[:-1], int(call.attrs["n"])], "float32")
 
 
+def _infer_attention(call: Any, _: Any) -> Type:
+    q, _k, v = (argument.ty for argument in call.args[:3])
+    extents = dict(zip(str(call.attrs["layouts"][0]), q.shape.values, strict=True))
+    heads, depth = int(call.attrs["heads"]), v.shape.values[-1]
+    return _tensor([extents["B"], extents["S"], heads, depth], "float32")
+
+
 def _infer_hardswish(call: Any, _: Any) -> Type:
     return call.args[0].ty
 
@@ -154,6 +162,7 @@ IM2COL = _register("lbc.im2col", 1, _infer_im2col, "The windows of a convolution
 QUANTIZE = _register("lbc.quantize", 1, _infer_quantize, "Float to block-scaled codes.")
 DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled codes to float.")
 LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
+ATTENTION = _register("lbc.attention", -1, _infer_attention, "Softmax attention of float heads.")
 HARDSWISH = _register(
     "lbc.hardswish", 1, _infer_hardswish, "x * clip(x + 3, 0, 6) / 6.", _legalize_hardswish
 )
@@ -218,6 +227,38 @@ def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:
 def dequantize(parts: Sequence[Expr], *, fmt: BlockFormat) -> Expr:
     """The inverse of `quantize`: the parts of its tuple -> (..., K) float32."""
     return _call(DEQUANTIZE, parts, format=fmt.name)
+
+
+def attention(
+    q: Expr,
+    k: Expr,
+    v: Expr,
+    mask: Expr | None = None,
+    *,
+    heads: int,
+    key_heads: int,
+    scale: float,
+    causal: bool = False,
+    layouts: Sequence[str] = ("BSHD", "BSHD", "BSHD"),
+    first_heads: Sequence[int] = (0, 0, 0),
+) -> Expr:
+    """softmax(q k^T * scale + mask) v for each head -> (B, S, heads, depth of v) float32.
+
+    q, k and v have their axes in the order of their layout, such as "BSHD" or "BHSD": batch,
+    position, head, and the numbers of a head last. The heads taken of each are those from its
+    first head on; `heads / key_heads` neighbours of q share one of k and v. The
+    mask has four axes (B, heads, queries, keys), an extent of 1 for all that it has not. When
+    causal, the last query sees every key, the one before it all but the last, and so on."""
+    return _call(
+        ATTENTION,
+        [q, k, v] if mask is None else [q, k, v, mask],
+        heads=int(heads),
+        key_heads=int(key_heads),
+        scale=float(scale),
+        causal=bool(causal),
+        layouts=list(layouts),
+        first_heads=[int(first) for first in first_heads],
+    )
 
 
 def hardswish(x: Expr) -> Expr:

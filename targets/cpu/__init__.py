@@ -16,6 +16,7 @@ from lbcompiler.targets.cpu.configs import Source, Tuned, processor, shipped
 from lbcompiler.targets.cpu.isa import Isa, detect, isa_named
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
+from lbcompiler.targets.cpu.lower_attention import LowerAttention
 
 
 def cpu(variant: str = "", results: Sequence[Source] = ()) -> Target:
@@ -29,7 +30,7 @@ def cpu(variant: str = "", results: Sequence[Source] = ()) -> Target:
         name="cpu",
         isa=isa.name,
         supports=lambda weight, act: "",  # every pair has a kernel, integer or float
-        passes=(PackWeights(kernels), LowerLinears(kernels, tuned)),
+        passes=(PackWeights(kernels), LowerLinears(kernels, tuned), LowerAttention(isa)),
         build=partial(_build, isa),
     )
 

@@ -67,6 +67,13 @@ def test_a_convolution_has_the_extent_of_its_windows() -> None:
     assert shape_of(rows) == ["1", "6", "4", "36"]
 
 
+def test_an_attention_has_its_positions_before_its_heads() -> None:
+    q, k, v = variable(2, 6, M, 16), variable(2, H, 9, 16), variable(2, H, 9, 24)
+    layouts = ["BHSD", "BSHD", "BSHD"]
+    call = ops.attention(q, k, v, heads=6, key_heads=3, scale=0.25, layouts=layouts)
+    assert shape_of(inferred(call)) == ["2", "m", "6", "24"]
+
+
 @pytest.mark.parametrize("bias", [None, variable(8)])
 @pytest.mark.parametrize(("weight", "act"), [("nvfp4", "mxint8"), ("mxfp4", None), (None, None)])
 def test_linear_unpacks_what_it_packs(weight: str | None, act: str | None, bias: Any) -> None:
