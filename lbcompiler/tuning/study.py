@@ -37,8 +37,11 @@ STARTUP = 12  # trials before the sampler believes what it saw
 NAMELESS_S = 60  # after which a trial that no process put its name on is taken for dead
 ORPHAN_S = 600  # after which the trial of another machine is taken for dead
 
-_DEFAULT, _WORKER, _ERROR, _AGAIN = "default", "worker", "error", "again"  # attributes
-_MS, _DEFAULT_MS = "ms", "default_ms"
+# attributes of studies and trials
+_DEFAULT, _MS, _DEFAULT_MS, _WORKER, _ERROR = "default", "ms", "default_ms", "worker", "error"
+_AGAIN = "again"  # measures a config again, to be sure of it
+_SECOND = "second"  # tries again what killed its process, or was killed with it
+_GIVEN_BACK = "given back"
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,12 @@ class TuningStudy:
     @property
     def searched(self) -> int:
         """Trials that are over, without those that measured a config again to be sure of it."""
-        return sum(
-            trial.value is not None or _ERROR in trial.user_attrs
-            for trial in self._trials()
-            if not trial.user_attrs.get(_AGAIN)
-        )
+        over = [trial for trial in self._trials() if trial.value is not None or _has_failed(trial)]
+        return sum(_AGAIN not in trial.user_attrs for trial in over)
 
     @property
     def failed(self) -> int:
-        return sum(_ERROR in trial.user_attrs for trial in self._trials())
+        return sum(map(_has_failed, self._trials()))
 
     def needs_search(self, trials: int) -> bool:
         """Whether `trials` leave anything to try or to make sure of."""
@@ -130,6 +130,7 @@ class TuningStudy:
 
     def give_back(self, trial: "Trial") -> None:
         """To be tried another time: what measured it was interrupted."""
+        trial.set_user_attr(_GIVEN_BACK, True)
         self._fail(trial.number)
         self.study.enqueue_trial(trial.params)
 
@@ -147,12 +148,12 @@ class TuningStudy:
         return trial
 
     def _settle(self) -> None:
-        """Trials that a killed process left behind are tried again."""
+        """Trials that a killed process left behind are tried again, once: it may be their fault."""
         for trial in self._trials():
             if trial.state.name == "RUNNING" and _is_orphan(trial):
                 self._fail(trial.number)
-                if trial.params:
-                    self.study.enqueue_trial(trial.params)
+                if trial.params and _SECOND not in trial.user_attrs:
+                    self.study.enqueue_trial(trial.params, user_attrs={_SECOND: True})
 
     def _fail(self, number: int) -> None:
         from optuna.trial import TrialState
@@ -212,6 +213,13 @@ def best_result(
 def default_of(attributes: Mapping[str, Any]) -> Fields:
     """The default's fields, of a study's attributes."""
     return dict(attributes[_DEFAULT])
+
+
+def _has_failed(trial: "FrozenTrial") -> bool:
+    """Whether its config gave no time, for a reason or because processes died with it."""
+    if trial.state.name != "FAIL" or _GIVEN_BACK in trial.user_attrs:
+        return False
+    return _ERROR in trial.user_attrs or _SECOND in trial.user_attrs
 
 
 def _this_worker() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lbcompiler.pipeline import silent
+from lbcompiler.tuning import study as study_module
 from lbcompiler.tuning.database import open_database
 from lbcompiler.tuning.search import Limits, search
 from lbcompiler.tuning.study import CONFIRMED, TuningStudy
@@ -109,6 +110,19 @@ def test_an_interrupted_search_goes_on_where_it_was(database: Path) -> None:
     assert again.searched == 8
     assert len(bench.seen) == 5
     assert seen[3] in bench.seen  # what was interrupted
+
+
+def test_what_its_process_dies_of_is_tried_twice(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "_is_orphan", lambda trial: True)
+    asked = Counter[int]()
+    while trial := study_of(SMALL, database).ask(60):
+        asked[trial.params["small_columns"]] += 1
+        assert asked.total() < 100
+    assert set(asked.values()) == {2}
+    study = study_of(SMALL, database)
+    assert study.failed == study.searched == SMALL.size
 
 
 def test_another_default_is_another_study(database: Path) -> None:
