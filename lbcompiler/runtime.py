@@ -77,8 +77,10 @@ class Program:
             tvm.runtime.load_module(str(artifact.path / CODE)), tvm.cpu()
         )
         self._main = self._vm["main"]
-        self._held = [weight.data_ptr() for weight in self._weights]
+        self._held = frozenset(weight.data_ptr() for weight in self._weights)
         self._states = {state.input: state for state in self.manifest.states}
+        axes = {state.output: state.axis for state in self.manifest.states}
+        self._axes = {port.name: axes.get(port.name, 0) for port in self.manifest.outputs}
 
     @property
     def manifest(self) -> Manifest:
@@ -118,12 +120,12 @@ class Program:
         """
         return Session(self, room)
 
-    def execute(self, tensors: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
-        """The code's results for what it takes in place of the inputs; `sizes` hold the pasts."""
+    def execute(self, tensors: Sequence[Any], sizes: Mapping[str, int]) -> Any:
+        """What the code returns, given what it takes for each input; `sizes` hold the pasts."""
         pasts = [tvm_ffi.Shape(tuple(sizes[name] for name in self.manifest.pasts))]
         set_threads(self._threads)  # of this program; another may have set its own since
         try:
-            result = self._main(*tensors, *(pasts if self._states else ()), *self._weights)
+            return self._main(*tensors, *(pasts if self._states else ()), *self._weights)
         except Exception as error:  # TVM's errors share no class of their own
             if "match_cast" not in str(error):
                 raise
@@ -136,21 +138,20 @@ class Program:
             raise InputError(
                 f"the model does not take inputs of these sizes ({said}): {_reason(error)}"
             ) from None
-        return [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
 
     def arrays_of(
-        self, results: Iterable[Any], given: Iterable[Any], skipped: Container[str] = ()
+        self, returned: Any, given: Sequence[Any], skipped: Container[str] = ()
     ) -> dict[str, Array]:
-        """Results of `execute`, but for `skipped`, as arrays that nobody else holds."""
-        taken = {*self._held, *(tensor.data_ptr() for tensor in given)}
-        axes = {state.output: state.axis for state in self.manifest.states}
+        """What `execute` returned, but for `skipped`, as arrays that nobody else holds."""
+        results = [returned] if isinstance(returned, tvm.runtime.Tensor) else returned
+        taken = self._held.union(tensor.data_ptr() for tensor in given)
         arrays = {}
-        for port, result in zip(self.manifest.outputs, results, strict=True):
+        for index, port in enumerate(self.manifest.outputs):
             if port.name in skipped:
                 continue
-            array = as_array(result, taken)
-            taken.add(result.data_ptr())
-            arrays[port.name] = np.moveaxis(array, 0, axes.get(port.name, 0))
+            result = results[index]
+            arrays[port.name] = np.moveaxis(as_array(result, taken), 0, self._axes[port.name])
+            taken |= {result.data_ptr()}
         return arrays
 
     def _with_room(self, name: str, past: Array, sizes: Mapping[str, int]) -> Any:

@@ -35,7 +35,10 @@ class Session:
         self._program, self._room = program, max(room, FIRST_ROOM)
         self._states = {state.input: state for state in manifest.states}
         self._inputs = [port for port in manifest.inputs if port.name not in self._states]
+        self._rows = {state.past: state.rows for state in manifest.states}
+        self._bounds = {d.name: d.high for d in manifest.dims if d.high and d.name in self._rows}
         self._memory: dict[str, GrowingTensor] = {}
+        self._rooms: dict[str, int] = {}  # rows that the memories along each past have room for
         self._fixed: dict[str, int] = {}  # dimensions that the memory was made for
         self._outputs = {state.output for state in manifest.states}
         self.pasts: dict[str, int] = dict.fromkeys(manifest.pasts, 0)
@@ -48,16 +51,16 @@ class Session:
         """As `Program.run`, behind what earlier calls gave. A call that fails adds nothing."""
         arrays, sizes = self._program.checked(feeds, self._inputs)
         after = self._after(sizes)
-        self._make_room(sizes, after)
+        self._check(sizes)
+        if any(need > self._rooms.get(past, -1) for past, need in after.items()):
+            self._make_room(sizes, after)
         tensors = [
-            self._memory[port.name].tensor
-            if port.name in self._states
-            else as_tensor(arrays[port.name])
+            as_tensor(arrays[port.name]) if port.name in arrays else self._memory[port.name].tensor
             for port in self._program.manifest.inputs
         ]
-        results = self._program.execute(tensors, {**sizes, **self.pasts})
+        returned = self._program.execute(tensors, {**sizes, **self.pasts})
         self.pasts = after
-        return self._program.arrays_of(results, tensors, skipped=self._outputs)
+        return self._program.arrays_of(returned, tensors, skipped=self._outputs)
 
     def rewind(self, length: int = 0) -> None:
         """Forget all but the first `length` rows, to go on from there."""
@@ -76,40 +79,42 @@ class Session:
         return held
 
     def _after(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The pasts behind this call, within their bounds."""
-        after = dict(self.pasts)
-        for state in self._states.values():
-            rows = state.rows if isinstance(state.rows, int) else sizes[state.rows]
-            after[state.past] = self.pasts[state.past] + rows
-        for dim in self._program.manifest.dims:
-            past = self.pasts.get(dim.name)
-            if past is not None and dim.high is not None and past > dim.high:
+        """The pasts behind this call; those before it are within their bounds."""
+        for past, high in self._bounds.items():
+            if self.pasts[past] > high:
                 raise InputError(
-                    f"the session holds {past} rows along {dim.name!r} and the model was compiled "
-                    f"for at most {dim.high}: rewind it, or compile with a wider --input range"
+                    f"the session holds {self.pasts[past]} rows along {past!r} and the model was "
+                    f"compiled for at most {high}: rewind it, or compile with a wider --input range"
                 )
-        return after
+        return {
+            past: self.pasts[past] + (rows if isinstance(rows, int) else sizes[rows])
+            for past, rows in self._rows.items()
+        }
 
-    def _make_room(self, sizes: Mapping[str, int], after: Mapping[str, int]) -> None:
-        if not self._memory:
-            self._fixed = {name: sizes[name] for name in self._named() if name in sizes}
+    def _check(self, sizes: Mapping[str, int]) -> None:
+        """Every size that the memory was made for is what it was."""
         changed = next((n for n, size in self._fixed.items() if sizes[n] != size), None)
         if changed is not None:
             raise InputError(
                 f"the session was begun with {changed} = {self._fixed[changed]} and is given "
                 f"{sizes[changed]}: begin another session"
             )
+
+    def _make_room(self, sizes: Mapping[str, int], after: Mapping[str, int]) -> None:
+        if not self._memory:
+            self._fixed = {name: sizes[name] for name in self._named() if name in sizes}
         for port in self._program.manifest.inputs:
             state = self._states.get(port.name)
             if state is None:
                 continue
-            need, kept = after[state.past], self.pasts[state.past]
-            memory = self._memory.get(port.name)
+            need, memory = after[state.past], self._memory.get(port.name)
             if memory is None:
                 inner = [self._extent(d, port.name) for d in _without(port.shape, state.axis)]
-                self._memory[port.name] = GrowingTensor(inner, port.dtype, max(need, self._room))
+                memory = GrowingTensor(inner, port.dtype, max(need, self._room))
+                self._memory[port.name] = memory
             elif memory.room < need:
-                memory.grow(max(need, 2 * memory.room), kept)
+                memory.grow(max(need, 2 * memory.room), kept=self.pasts[state.past])
+            self._rooms[state.past] = memory.room
 
     def _named(self) -> set[str]:
         """The dynamic dimensions of the states but for their pasts."""

@@ -74,6 +74,7 @@ def _states(model: Model) -> Iterator[tuple[Any, State]]:
             expr = bound[expr]
         return expr
 
+    rows_along: dict[str, int | str] = {}
     results = value(main.body.body)
     fields = list(results.fields) if isinstance(results, relax.Tuple) else [main.body.body]
     for field, port in zip(fields, model.outputs, strict=True):
@@ -87,6 +88,8 @@ def _states(model: Model) -> Iterator[tuple[Any, State]]:
             continue  # a fixed past, or rows whose number is computed
         if isinstance(more, str) and not any(more in shape for shape in others):
             continue  # nothing else that is given says how many rows come
+        if rows_along.setdefault(size, more) != more:
+            continue  # one dimension cannot grow in two ways
         yield past, State(ports[past].name, port.name, axis, size, more)
 
 

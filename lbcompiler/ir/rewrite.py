@@ -123,11 +123,11 @@ def count_uses(func: Any) -> Counter[str]:
     """How often each variable is read, by name (names are unique but for what passes emit)."""
     uses: Counter[str] = Counter()
     for value in [*(binding.value for binding in bindings(func)), func.body.body]:
-        uses.update(expr.name for expr in _operands(value) if isinstance(expr, relax.Var))
+        uses.update(expr.name for expr in operands(value) if isinstance(expr, relax.Var))
     return uses
 
 
-def _operands(expr: Any) -> Iterator[Any]:
+def operands(expr: Any) -> Iterator[Any]:
     """The leaves of an expression: calls of variables, tuples of them, tuple items."""
     if isinstance(expr, relax.Call):
         nested = expr.args
@@ -139,4 +139,4 @@ def _operands(expr: Any) -> Iterator[Any]:
         yield expr
         return
     for operand in nested:
-        yield from _operands(operand)
+        yield from operands(operand)

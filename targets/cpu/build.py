@@ -20,6 +20,7 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.targets.cpu.keep_apart import KeepApart
 from lbcompiler.targets.cpu.legalize import KEPT, LEGALIZATIONS
 from lbcompiler.targets.cpu.schedule import schedule_module
+from lbcompiler.targets.cpu.share_views import ShareViews
 
 # TVM's default for schedulable functions without what serves GPUs, without its common subexpression
 # elimination (LLVM does it, and faster), and without CompactBufferAllocation, which fails on the
@@ -115,10 +116,12 @@ def build(
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            ShareViews,
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),  # of what the last one has added
             relax.transform.AttachGlobalSymbol(),
         ]
         with isa_target:

@@ -77,6 +77,15 @@ def test_rows_of_a_fixed_number() -> None:
     assert AppendInPlace()(model_of(inputs, cached)).states[0].rows == 1
 
 
+def test_one_dimension_grows_in_one_way() -> None:
+    def write(emit: Any, x: Any, past: Any, z: Any, other: Any) -> list[Any]:
+        y = cached(emit, x, past)[1]
+        return [emit(relax.op.concat((other, z), axis=0)), y]
+
+    inputs = {**CACHE, "z": (3,), "other": (P,)}
+    assert [state.input for state in AppendInPlace()(model_of(inputs, write)).states] == ["other"]
+
+
 def prepended(emit: Any, x: Any, past: Any) -> list[Any]:
     rows = emit(relax.op.permute_dims(x, [0, 2, 1, 3]))
     present = emit(relax.op.concat((rows, past), axis=2))
