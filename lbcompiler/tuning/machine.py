@@ -92,5 +92,5 @@ def _connect(address: str) -> Any:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
             f"no TVM RPC server answers at {address} ({reason}): start one there with "
-            f"python -m tvm.exec.rpc_server --port {port}"
+            f"python -m tvm.exec.rpc_server --port {port} --port-end {int(port) + 1}"
         ) from None
