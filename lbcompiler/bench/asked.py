@@ -10,7 +10,7 @@ from lbcompiler.bench.timing import ROUNDS, Progress
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets import target_named
-from lbcompiler.targets.cpu.isa import isa_named
+from lbcompiler.targets.cpu import tuned_for
 
 FORMAT = "mxint8"
 SHAPES = ("128x4096x4096", "1x4096x4096")
@@ -39,10 +39,13 @@ def gemm(
         make_config({"format": name, "act_format": act_format, "target": target or "cpu"})
         for name in _listed(format or FORMAT)
     ]
+    target_named(configs[0].target)  # refuses what is none
+    isa, tuned = tuned_for(configs[0].target.partition(":")[2])
     return bench_gemm(
         [(config.weight_format, config.activation_format) for config in configs],
         [parse_gemm_shape(text) for item in shape or SHAPES for text in item.split(",")],
-        isa_named(target_named(configs[0].target).isa),
+        isa,
+        tuned=tuned,
         threads=threads,
         peer_names=_listed(peers or ""),
         rounds=rounds or ROUNDS,

@@ -16,6 +16,7 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu.bench import timed_linear
 from lbcompiler.targets.cpu.ceilings import Ceiling, ceilings
+from lbcompiler.targets.cpu.configs import Tuned
 from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.threads import set_threads
 
@@ -76,6 +77,7 @@ def bench_gemm(
     shapes: Sequence[Shape],
     isa: Isa,
     *,
+    tuned: Tuned | None = None,
     threads: int | None = None,
     peer_names: Sequence[str] = (),
     rounds: int = ROUNDS,
@@ -84,14 +86,15 @@ def bench_gemm(
 ) -> list[GemmRow]:
     """A row for each pair of formats (weights, activations) and each shape.
 
-    `hot` leaves the weights in the caches at every M. Raises ConfigError for a peer that is not
-    there or does not take a shape, and for an instruction set that this machine lacks.
+    `tuned` has the kernels' configs; `hot` leaves the weights in the caches at every M. Raises
+    ConfigError for a peer that is not there or does not take a shape, and for an instruction set
+    that this machine lacks.
     """
     if not isa.runs_on(detect()):
         raise ConfigError(f"this machine cannot run {isa.name}: its best is {detect().name}")
     pairs = list(formats)
     check_peers(peer_names, shapes)
-    bench = _Bench(isa, set_threads(threads), tuple(peer_names), rounds, hot)
+    bench = _Bench(isa, tuned or Tuned(), set_threads(threads), tuple(peer_names), rounds, hot)
     bounds = ceilings(isa, bench.threads)
     rows = []
     for weight, act in pairs:
@@ -108,6 +111,7 @@ def bench_gemm(
 @dataclass(frozen=True)
 class _Bench:
     isa: Isa
+    tuned: Tuned
     threads: int
     peer_names: tuple[str, ...]
     rounds: int
@@ -124,7 +128,7 @@ class _Bench:
         progress("", 0, self.rounds)
         m, k, n = shape
         cold = 0 if self.hot or m >= SMALL_M else COLD_BYTES
-        linear = timed_linear(weight, act, self.isa, shape, cold)
+        linear = timed_linear(weight, act, self.isa, shape, cold, self.tuned)
         others = peers(self.peer_names, weight.element.bits, shape, self.threads, cold)
         needed = {linear.ceiling, "read"} & bounds.keys()
         work: dict[str, Any] = {OURS: linear.run}

@@ -87,12 +87,16 @@ def _reference(model: Path, feeds: Feeds, threads: int, _scratch: Path) -> Work:
 
 def _dynamic_int8(model: Path, feeds: Feeds, threads: int, scratch: Path) -> Work:
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quantized = scratch / "dynamic_int8.onnx"
+    prepared, quantized = scratch / "prepared.onnx", scratch / "dynamic_int8.onnx"
     logging.disable(logging.WARNING)  # it advises, to the root logger
     try:
+        quant_pre_process(
+            str(model), str(prepared), skip_symbolic_shape=True, save_as_external_data=True
+        )
         quantize_dynamic(
-            model, quantized, weight_type=QuantType.QInt8, use_external_data_format=True
+            prepared, quantized, weight_type=QuantType.QInt8, use_external_data_format=True
         )
     finally:
         logging.disable(logging.NOTSET)

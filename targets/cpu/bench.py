@@ -9,6 +9,8 @@ import numpy as np
 import tvm
 
 from lbcompiler.formats import BlockFormat, Quantized
+from lbcompiler.targets.cpu.configs import Tuned
+from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 
@@ -32,9 +34,14 @@ class TimedLinear:
 
 
 def timed_linear(
-    weight: BlockFormat, act: BlockFormat | None, isa: Isa, shape: tuple[int, int, int], cold: int
+    weight: BlockFormat,
+    act: BlockFormat | None,
+    isa: Isa,
+    shape: tuple[int, int, int],
+    cold: int,
+    tuned: Tuned,
 ) -> TimedLinear:
-    """The linear of shape (M, K, N) on random data.
+    """The linear of shape (M, K, N) on random data, with the config that `compile` would choose.
 
     With `cold` above 0 every run takes the next of as many copies of the weights as make that many
     bytes: more than the caches hold, and none finds its weights there (see `copies_of`).
@@ -48,7 +55,7 @@ def timed_linear(
     copies = cycle(
         [[tvm.runtime.tensor(np.roll(array, i, 0)) for array in packed] for i in range(count)]
     )
-    module = _compiled(kernel, act, k, n)
+    module = _compiled(kernel, act, k, n, tuned.choose(kernel, n, k).config)
     x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
     y = tvm.runtime.tensor(np.zeros((m, n), np.float32))
     operands, quantize = [x], None
@@ -89,8 +96,8 @@ def ceiling_of(kernel: LinearKernel) -> str:
     return "dot" if kernel.is_integer else "fma"
 
 
-def _compiled(kernel: LinearKernel, act: BlockFormat | None, k: int, n: int) -> Any:
-    functions = {"gemm": kernel.gemm(n, k, bias=False)}
+def _compiled(kernel: LinearKernel, act: BlockFormat | None, k: int, n: int, config: Config) -> Any:
+    functions = {"gemm": kernel.gemm(n, k, bias=False, config=config)}
     if act is not None:
         functions["quantize"] = kernel.quantize(k, act.default_rule)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
