@@ -11,7 +11,7 @@ from lbcompiler.config import CompileConfig, masked
 from lbcompiler.errors import ConfigError
 from lbcompiler.pipeline import Progress, silent
 from lbcompiler.targets.cpu import tuned_for
-from lbcompiler.targets.cpu.configs import Shape, Tuned, shape_class
+from lbcompiler.targets.cpu.configs import Shape, Tuned, shape_class, shipped
 from lbcompiler.targets.cpu.isa import Isa, isa_named
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.tuning.database import Subject, default_path, open_database, readable
@@ -113,6 +113,8 @@ def open_tuner(
     isa, tuned = tuned_for(variant)
     storage = open_database(db)
     with _quiet_optuna(), open_machine(rpc, isa, threads) as machine:
+        if rpc is not None:  # what a compile takes on that machine
+            tuned = Tuned(shipped([machine.processor, isa.name]))
         database = masked(str(default_path() if db is None else db))
         yield Tuner(database, storage, machine, isa, tuned, make_bench)
 
