@@ -2,6 +2,7 @@
 
 from lbcompiler.passes.append_in_place import AppendInPlace
 from lbcompiler.passes.canonicalize import Canonicalize
+from lbcompiler.passes.channels_last import ChannelsLast
 from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
 from lbcompiler.passes.fold_constants import FoldConstants
 from lbcompiler.passes.fuse_attention import FuseAttention
@@ -23,6 +24,8 @@ PREPARE = (
     RecognizeActivations(),
     AppendInPlace(),  # before attention, which then reads the memory where it lies
     FuseAttention(),
+    ChannelsLast(),
+    Canonicalize(),  # a convolution's bias that stood behind a permutation
 )
 
 
@@ -35,6 +38,7 @@ __all__ = [
     "PREPARE",
     "AppendInPlace",
     "Canonicalize",
+    "ChannelsLast",
     "FoldBatchNorm",
     "FoldConstants",
     "FuseAttention",

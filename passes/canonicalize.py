@@ -1,10 +1,12 @@
-"""conv(x, w[, b]; groups=1)  ->  permute_dims(dense(im2col(x), rows(w)[, b]))
-add(dense(x, w), b)           ->  dense(x, w, b)          b constant, one number an output
+"""conv(x, w[, b]; groups=1)  ->  nchw(dense(im2col(nhwc(x)), rows(w)[, b]))
+conv(x, w[, b]; groups=C)  ->  nchw(depthwise(nhwc(x), w'[, b]))   one output a channel
+add(dense(x, w), b)        ->  dense(x, w, b)               b constant, one number an output
 
 After it every quantizable layer is one `lbc.dense` with its blocks along the last axis. A
 convolution's reduction runs over (kh, kw, C) with the channel fastest, so that a block holds
-neighbouring channels."""
+neighbouring channels. `nhwc` and `nchw` are permute_dims, most of which `channels_last` cancels."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ from tvm import relax
 from lbcompiler.ir import ops
 from lbcompiler.ir.constants import Constant, is_constant
 from lbcompiler.ir.model import Model, Weight, fresh
+from lbcompiler.ir.permute import TO_NCHW, TO_NHWC
 from lbcompiler.ir.rewrite import Scope, rewrite
 
 ADD = tvm.ir.Op.get("relax.add")
@@ -29,7 +32,7 @@ class Canonicalize:
 
         def visit(call: Any, scope: Scope) -> Any:
             if call.op == ops.CONV:
-                return _conv_as_dense(call, scope, weights)
+                return _conv_of_pixels(call, scope, weights)
             if call.op == ADD:
                 return _bias_into_dense(call, scope, weights)
             return None
@@ -37,28 +40,62 @@ class Canonicalize:
         return replace(model, module=rewrite(model.module, visit), weights=weights)
 
 
-def _conv_as_dense(call: Any, scope: Scope, weights: dict[str, Weight]) -> Any:
+def _conv_of_pixels(call: Any, scope: Scope, weights: dict[str, Weight]) -> Any:
     held = scope.call_to(call.args[1], ops.WEIGHT)
-    if held is None or int(call.attrs["groups"]) != 1:
+    if held is None:
         return None
-    source = str(held.attrs["name"])
+    source, groups = str(held.attrs["name"]), int(call.attrs["groups"])
     out, channels, *kernel = weights[source].shape
-    shape = (out, kernel[0] * kernel[1] * channels)
-    name = fresh(weights, f"{source}.rows")
-    weights[name] = weights[source].map(shape, lambda w: w.transpose(0, 2, 3, 1).reshape(shape))
+    if groups != 1 and not (channels == 1 and out == groups):
+        return None
+    layer = str(call.attrs["layer"])
     windows = {key: call.attrs[key] for key in ("strides", "padding", "dilation")}
-    rows = scope.emit(ops.im2col(call.args[0], kernel=kernel, **windows))
-    weight = scope.emit(ops.weight(name, shape))
-    dense = ops.dense(rows, weight, layer=str(call.attrs["layer"]))
-    for bias in call.args[2:]:
-        vector = _vector(bias, scope, weights)
-        dense = (
-            relax.op.add(scope.emit(dense), bias)  # computed: no constant to fuse
-            if vector is None
-            else _with_bias(dense, vector)
+    x = scope.emit(relax.op.permute_dims(call.args[0], TO_NHWC))
+    if groups != 1:
+        shape = (*kernel, out)
+        weight = _moved(weights, source, "channels_last", shape, (2, 3, 0, 1), scope)
+        y = _biased(
+            lambda bias: ops.depthwise(x, weight, bias, layer=layer, **windows),
+            call.args[2:],
+            scope,
+            weights,
         )
-    dense = scope.emit(dense)
-    return relax.op.permute_dims(dense, [0, 3, 1, 2])
+        return relax.op.permute_dims(y, TO_NCHW)
+    shape = (out, kernel[0] * kernel[1] * channels)
+    rows = scope.emit(ops.im2col(x, kernel=kernel, **windows))
+    weight = _moved(weights, source, "rows", shape, (0, 2, 3, 1), scope)
+    y = _biased(
+        lambda bias: ops.dense(rows, weight, bias, layer=layer), call.args[2:], scope, weights
+    )
+    return relax.op.permute_dims(y, TO_NCHW)
+
+
+def _moved(
+    weights: dict[str, Weight],
+    source: str,
+    kind: str,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    scope: Scope,
+) -> Any:
+    """The weight with its axes in another order, as one of `shape`."""
+    name = fresh(weights, f"{source}.{kind}")
+    weights[name] = weights[source].map(
+        shape, lambda w: np.ascontiguousarray(w.transpose(axes)).reshape(shape)
+    )
+    return scope.emit(ops.weight(name, shape))
+
+
+def _biased(
+    layer: Callable[[Any], Any], bias: Sequence[Any], scope: Scope, weights: dict[str, Weight]
+) -> Any:
+    """The layer with its bias, added behind it where it is no constant to fuse."""
+    if not bias:
+        return scope.emit(layer(None))
+    vector = _vector(bias[0], scope, weights)
+    if vector is not None:
+        return scope.emit(layer(vector))
+    return scope.emit(relax.op.add(scope.emit(layer(None)), bias[0]))
 
 
 def _bias_into_dense(call: Any, scope: Scope, weights: dict[str, Weight]) -> Any:

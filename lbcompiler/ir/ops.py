@@ -5,7 +5,8 @@
 | `lbc.weight(; name)` | the float or packed tensor `name` of the model's weight table |
 | `lbc.dense(x, w[, b]; layer)` | x @ w^T + b, w (N, K): what every linear becomes first |
 | `lbc.conv(x, w[, b]; layer, strides, ...)` | NCHW x OIHW convolution, constant weight |
-| `lbc.im2col(x; kernel, strides, ...)` | NCHW -> (N, OH, OW, kh*kw*C), to be a dense's input |
+| `lbc.im2col(x; kernel, strides, ...)` | NHWC -> (N, OH, OW, kh*kw*C), to be a dense's input |
+| `lbc.depthwise(x, w[, b]; layer, strides, ...)` | NHWC x (kh, kw, C): each channel by itself |
 | `lbc.quantize(x; format, scale_rule)` | float -> (codes, scales[, tensor scale]) |
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
 | `lbc.linear(x..., w...[, b]; ...)` | the block-scaled GEMM that a target has a kernel for |
@@ -82,12 +83,13 @@ def spatial(extent: Any, kernel: int, stride: int, pads: int, dilation: int) -> 
     return ANALYZER.simplify(tvm.tirx.floordiv(span, tvm.tirx.const(stride, "int64")) + 1)
 
 
-def _windows(x: Any, kernel: Sequence[int], attrs: Any) -> tuple[Any, Any]:
+def _windows(extents: Sequence[Any], kernel: Sequence[int], attrs: Any) -> tuple[Any, Any]:
+    """Output height and width for the input's."""
     top, left, bottom, right = (int(p) for p in attrs["padding"])
     pads = (top + bottom, left + right)
     height, width = (
         spatial(
-            x.shape.values[2 + i],
+            extents[i],
             kernel[i],
             int(attrs["strides"][i]),
             pads[i],
@@ -100,16 +102,22 @@ def _windows(x: Any, kernel: Sequence[int], attrs: Any) -> tuple[Any, Any]:
 
 def _infer_conv(call: Any, _: Any) -> Type:
     x, w = (argument.ty for argument in call.args[:2])
-    height, width = _windows(x, [int(d) for d in w.shape.values[2:]], call.attrs)
+    height, width = _windows(x.shape.values[2:], [int(d) for d in w.shape.values[2:]], call.attrs)
     return _tensor([x.shape.values[0], w.shape.values[0], height, width], x.dtype)
 
 
 def _infer_im2col(call: Any, _: Any) -> Type:
     x, kernel = call.args[0].ty, [int(k) for k in call.attrs["kernel"]]
-    height, width = _windows(x, kernel, call.attrs)
-    return _tensor(
-        [x.shape.values[0], height, width, x.shape.values[1] * (kernel[0] * kernel[1])], x.dtype
-    )
+    n, *extents, channels = x.shape.values
+    height, width = _windows(extents, kernel, call.attrs)
+    return _tensor([n, height, width, channels * (kernel[0] * kernel[1])], x.dtype)
+
+
+def _infer_depthwise(call: Any, _: Any) -> Type:
+    x, w = (argument.ty for argument in call.args[:2])
+    n, *extents, channels = x.shape.values
+    height, width = _windows(extents, [int(d) for d in w.shape.values[:2]], call.attrs)
+    return _tensor([n, height, width, channels], x.dtype)
 
 
 def _infer_quantize(call: Any, _: Any) -> Type:
@@ -159,6 +167,7 @@ WEIGHT = _register("lbc.weight", 0, _infer_weight, "A tensor of the weight table
 DENSE = _register("lbc.dense", -1, _infer_dense, "x @ w^T + b in float.")
 CONV = _register("lbc.conv", -1, _infer_conv, "NCHW convolution with a constant weight.")
 IM2COL = _register("lbc.im2col", 1, _infer_im2col, "The windows of a convolution as rows.")
+DEPTHWISE = _register("lbc.depthwise", -1, _infer_depthwise, "NHWC depthwise convolution.")
 QUANTIZE = _register("lbc.quantize", 1, _infer_quantize, "Float to block-scaled codes.")
 DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled codes to float.")
 LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
@@ -214,9 +223,25 @@ def im2col(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Expr:
-    """(N, C, H, W) -> (N, OH, OW, kh*kw*C); the channel runs fastest, zeros where padded."""
+    """(N, H, W, C) -> (N, OH, OW, kh*kw*C); the channel runs fastest, zeros where padded."""
     attrs = {"kernel": kernel, "strides": strides, "padding": padding, "dilation": dilation}
     return _call(IM2COL, [x], **{name: [int(v) for v in value] for name, value in attrs.items()})
+
+
+def depthwise(
+    x: Expr,
+    w: Expr,
+    bias: Expr | None = None,
+    *,
+    layer: str,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Expr:
+    """(N, H, W, C) x (kh, kw, C) [+ (C,)] -> (N, OH, OW, C), float32."""
+    attrs = {"strides": strides, "padding": padding, "dilation": dilation}
+    lists = {name: [int(v) for v in value] for name, value in attrs.items()}
+    return _call(DEPTHWISE, [x, w] if bias is None else [x, w, bias], layer=layer, **lists)
 
 
 def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:

@@ -31,7 +31,7 @@ from lbcompiler.targets.cpu.layout import (
     row_stride,
     tiles,
 )
-from lbcompiler.targets.cpu.quantize import Quantizer
+from lbcompiler.targets.cpu.quantize import Quantizer, Rows, Source
 
 Spec = tuple[tuple[int, ...], str]  # shape and dtype
 
@@ -69,16 +69,18 @@ class LinearKernel:
         parts = (self.block, f"zero{self.zero_point}", f"over{self._weight_divisor}{flags}")
         return f"{self.act.name}_by{'_'.join(map(str, parts))}"
 
-    def quantize(self, k: int, scale_rule: str) -> Any:
-        """PrimFunc(x f32 (M, k), activation operands..); None when activations stay in float.
+    def quantize(self, k: int, scale_rule: str, source: Source | None = None) -> Any:
+        """PrimFunc(x f32 (M, k), activation operands..); None when activations stay in float. A
+        source takes its own arguments in place of x.
 
         ConfigError for a scale rule that has to search.
         """
         if self.act is None:
             return None
+        quantizer = Quantizer(self.act, source or Rows())
         if not self.is_integer:
-            return Quantizer(self.act).float_operands(k, scale_rule)
-        return Quantizer(self.act).integer_operands(
+            return quantizer.float_operands(k, scale_rule)
+        return quantizer.integer_operands(
             k,
             scale_rule,
             block=self.block,

@@ -41,67 +41,85 @@ def _inside(index: Expr, extent: Expr) -> Expr:
     return tirx.all(index >= 0, index < extent)
 
 
-def _padded(x: Any, pads: Sequence[int]) -> Any:
-    """NCHW with zeros around; the same tensor where there are none."""
+def _padded(x: Any, pads: Sequence[int], first: int = 2) -> Any:
+    """With zeros around height and width, which are axes `first` and the next."""
     top, left, bottom, right = pads
     if not any(pads):
         return x
-    n, c, height, width = x.shape
+    height, width = x.shape[first : first + 2]
 
-    def value(i: Expr, j: Expr, y: Expr, z: Expr) -> Expr:
+    def value(*at: Expr) -> Expr:
+        y, z = at[first] - top, at[first + 1] - left
         within = []
         if top or bottom:
-            within.append(_inside(y - top, height))
+            within.append(_inside(y, height))
         if left or right:
-            within.append(_inside(z - left, width))
+            within.append(_inside(z, width))
         zero = tirx.const(0, x.dtype)
-        return tirx.if_then_else(tirx.all(*within), x[i, j, y - top, z - left], zero)
+        found = x[(*at[:first], y, z, *at[first + 2 :])]
+        return tirx.if_then_else(tirx.all(*within), found, zero)
 
-    shape = (n, c, _simple(height + (top + bottom)), _simple(width + (left + right)))
-    return te.compute(shape, value, name="padded")
+    sizes = (_simple(height + (top + bottom)), _simple(width + (left + right)))
+    return te.compute((*x.shape[:first], *sizes, *x.shape[first + 2 :]), value, name="padded")
 
 
 def _window_counts(
-    x: Any, kernel: Sequence[Any], strides: Sequence[int], dilation: Sequence[int]
+    extents: Sequence[Any], kernel: Sequence[Any], strides: Sequence[int], dilation: Sequence[int]
 ) -> list[Expr]:
-    """How often the window fits into a padded NCHW tensor, down and across."""
+    """How often the window fits into a padded tensor of that height and width."""
     return [
         _simple(spatial(extent, int(k), stride, 0, step))
-        for extent, k, stride, step in zip(x.shape[2:], kernel, strides, dilation, strict=True)
+        for extent, k, stride, step in zip(extents, kernel, strides, dilation, strict=True)
     ]
 
 
-def _im2col(builder: Builder, call: Any) -> Any:
-    """(N, C, H, W) -> (N, OH, OW, kh, kw, C) -> (N, OH, OW, kh*kw*C).
+def _window_attrs(call: Any) -> tuple[list[int], list[int], list[int]]:
+    names = ("strides", "padding", "dilation")
+    strides, pads, dilation = (_integers(call.attrs[name]) for name in names)
+    return strides, pads, dilation
 
-    The input is padded and turned channels-last once; each window is then a few contiguous copies.
-    """
-    kernel, strides, dilation, pads = (
-        _integers(call.attrs[name]) for name in ("kernel", "strides", "dilation", "padding")
-    )
+
+def _im2col(builder: Builder, call: Any) -> Any:
+    """(N, H, W, C) -> (N, OH, OW, kh, kw, C) -> (N, OH, OW, kh*kw*C)."""
+    kernel = _integers(call.attrs["kernel"])
+    strides, pads, dilation = _window_attrs(call)
 
     def windows(x: Any) -> Any:
-        x = _padded(x, pads)
-        sizes = _window_counts(x, kernel, strides, dilation)
-        if kernel == [1, 1]:
-            source = x
-        else:
-            n, channels, height, width = x.shape
-            source = te.compute(
-                (n, height, width, channels), lambda i, y, z, c: x[i, c, y, z], name="channels_last"
-            )
+        x = _padded(x, pads, first=1)
+        n, *extents, channels = x.shape
+        sizes = _window_counts(extents, kernel, strides, dilation)
 
         def value(i: Expr, oh: Expr, ow: Expr, ky: Expr, kx: Expr, c: Expr) -> Expr:
-            y, z = (
-                o * stride + k * step
-                for o, stride, k, step in zip((oh, ow), strides, (ky, kx), dilation, strict=True)
-            )
-            return source[i, c, y, z] if kernel == [1, 1] else source[i, y, z, c]
+            y, z = oh * strides[0] + ky * dilation[0], ow * strides[1] + kx * dilation[1]
+            return x[i, y, z, c]
 
-        return te.compute((x.shape[0], *sizes, *kernel, x.shape[1]), value, name="im2col")
+        return te.compute((n, *sizes, *kernel, channels), value, name="im2col")
 
     columns = builder.call_te(windows, call.args[0], primfunc_name_hint="im2col")
     return relax.op.reshape(builder.emit(columns), call.ty.shape)
+
+
+def _depthwise(builder: Builder, call: Any) -> Any:
+    """NHWC x (kh, kw, C) [+ (C,)]: channels side by side in vectors, as they are in memory."""
+    strides, pads, dilation = _window_attrs(call)
+
+    def convolution(x: Any, w: Any, bias: Any = None) -> Any:
+        x = _padded(x, pads, first=1)
+        n, *extents, channels = x.shape
+        *kernel, _ = w.shape
+        sizes = _window_counts(extents, kernel, strides, dilation)
+        ry, rx = (te.reduce_axis((0, k), r) for k, r in zip(kernel, ("ry", "rx"), strict=True))
+
+        def product(i: Expr, oh: Expr, ow: Expr, c: Expr) -> Expr:
+            y, z = oh * strides[0] + ry * dilation[0], ow * strides[1] + rx * dilation[1]
+            return te.sum(x[i, y, z, c] * w[ry, rx, c], axis=[ry, rx])
+
+        total = te.compute((n, *sizes, channels), product, name="depthwise")
+        if bias is None:
+            return total
+        return te.compute(total.shape, lambda *at: total(*at) + bias[at[3]], name="biased")
+
+    return builder.call_te(convolution, *call.args, primfunc_name_hint="depthwise")
 
 
 def _convolution(
@@ -119,7 +137,7 @@ def _convolution(
     x = _padded(x, pads)
     n = x.shape[0]
     outputs, depth, *kernel = w.shape
-    sizes = _window_counts(x, kernel, strides, dilation)
+    sizes = _window_counts(x.shape[2:], kernel, strides, dilation)
     inner = outputs // groups
     rc = te.reduce_axis((0, depth), "rc")
     ry, rx = (te.reduce_axis((0, k), name) for k, name in zip(kernel, ("ry", "rx"), strict=True))
@@ -376,6 +394,7 @@ LEGALIZATIONS: dict[str, Legalization] = {
     "lbc.append": _append,
     "lbc.im2col": _im2col,
     "lbc.conv": _conv,
+    "lbc.depthwise": _depthwise,
     "relax.nn.conv2d": _conv2d,
     "relax.nn.conv2d_transpose": _conv2d_transpose,
     "relax.nn.group_norm": _group_norm,

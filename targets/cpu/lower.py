@@ -1,5 +1,6 @@
 """linear(quantize(x).., packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
 quantize(x)                           ->  call_tir(quantize, x)
+quantize(im2col(x))                   ->  call_tir(quantize, x), or gathered from quantize(x)
 
 The quantize of an activation is lowered where a linear reads it, into the operands that this
 linear's kernel wants (integers, scales, start values of the accumulator); linears of one kind share
@@ -17,6 +18,12 @@ from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.targets.cpu.configs import Tuned, fields_of
+from lbcompiler.targets.cpu.windows import (
+    Windows,
+    gather_windows,
+    gathered_operands,
+    window_shape,
+)
 
 KernelFor = Callable[..., Any]
 
@@ -93,15 +100,44 @@ class _Lowering:
     ) -> list[Any]:
         key = ("quantize", kernel.quantizer, k, rule)
         if (*key, x) not in self.quantized:
-            built = self._function(key, lambda: kernel.quantize(k, rule), scope)
-            m = rows.ty.shape.values[0]
-            specs = kernel.quantized_specs(k)
-            types = [relax.TensorType([m, *shape], dtype) for shape, dtype in specs]
-            out = scope.emit(relax.call_tir(built, [rows], types if len(types) > 1 else types[0]))
-            items = [relax.TupleGetItem(out, i) for i in range(len(types))]
-            parts = [scope.emit(item) for item in items] if len(types) > 1 else [out]
+            windows = scope.call_to(x, ops.IM2COL)
+            specs, m = kernel.quantized_specs(k), rows.ty.shape.values[0]
+            if windows is None:
+                built = self._function(key, lambda: kernel.quantize(k, rule), scope)
+                parts = self._call(built, [rows], m, specs, scope)
+            else:
+                parts = self._quantize_windows(kernel, windows, m, k, rule, scope)
             self.quantized[(*key, x)] = parts
         return self.quantized[(*key, x)]
+
+    def _quantize_windows(
+        self, kernel: Any, windows: Any, m: Any, k: int, rule: str, scope: Scope
+    ) -> list[Any]:
+        """quantize(im2col(x)) without the windows in float."""
+        x, shape, specs = windows.args[0], window_shape(windows), kernel.quantized_specs(k)
+        plan = gathered_operands(kernel, shape.channels, k)
+        if plan is None:
+            key = ("quantize", kernel.quantizer, shape.name, rule)
+            built = self._function(key, lambda: kernel.quantize(k, rule, Windows(shape)), scope)
+            return self._call(built, [x], m, specs, scope)
+        pixels = self._quantize(kernel, self._rows(x, scope), x, shape.channels, rule, scope)
+        images = [
+            scope.emit(relax.op.reshape(part, [*x.ty.shape.values[:3], operand.stride]))
+            for part, operand in zip(pixels, plan, strict=True)
+        ]
+        name = ("gather", kernel.quantizer, shape.name)
+        built = self._function(name, lambda: gather_windows(shape, plan), scope)
+        return self._call(built, images, m, specs, scope)
+
+    def _call(
+        self, built: Any, inputs: list[Any], m: Any, specs: list[Any], scope: Scope
+    ) -> list[Any]:
+        """The results of a function for m rows, one for each spec."""
+        types = [relax.TensorType([m, *shape], dtype) for shape, dtype in specs]
+        out = scope.emit(relax.call_tir(built, inputs, types if len(types) > 1 else types[0]))
+        if len(types) == 1:
+            return [out]
+        return [scope.emit(relax.TupleGetItem(out, i)) for i in range(len(types))]
 
     def _function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
         if key not in self.functions:

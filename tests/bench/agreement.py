@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tests.bench.fake_quantized import Array, Following, qsnr
+from tests.bench.windows import rows_of
 
 if TYPE_CHECKING:
     from lbcompiler import Program
@@ -92,7 +93,12 @@ def run_recorded(
         if is_before:
             return 0
         if kernel.startswith("quantize_"):
-            rounded[address(tensors[1])] = tensors[0].numpy()
+            x = tensors[0].numpy()
+            rounded[address(tensors[1])] = rows_of(x, kernel) if x.ndim == 4 else x
+        if kernel.startswith("gather_"):  # of operands: pixels, then as many of windows
+            images, windows = tensors[0], tensors[len(tensors) // 2]
+            pixels = rounded[address(images)].reshape(*images.shape[:3], -1)
+            rounded[address(windows)] = rows_of(pixels, kernel)
         if kernel.startswith("gemm_"):
             queue = waiting[next(owners[address(t)] for t in tensors if address(t) in owners)]
             layer = queue[0]

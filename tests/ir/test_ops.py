@@ -48,7 +48,7 @@ def test_quantize_gives_codes_scales_and_a_tensor_scale_a_row(fmt: BlockFormat) 
 def test_windows_of_a_symbolic_image(pads: int, dilation: int, extent: Any) -> None:
     half = pads // 2
     call = ops.im2col(
-        variable(1, 4, H, 9),
+        variable(1, H, 9, 4),
         kernel=[3, 3],
         strides=[1, 1],
         padding=[half, 1, pads - half, 1],
@@ -62,9 +62,11 @@ def test_windows_of_a_symbolic_image(pads: int, dilation: int, extent: Any) -> N
 def test_a_convolution_has_the_extent_of_its_windows() -> None:
     settings = {"strides": [2, 2], "padding": [1, 1, 1, 1], "dilation": [1, 1]}
     conv = inferred(ops.conv(variable(1, 4, 11, 8), variable(16, 4, 3, 3), layer="l", **settings))
-    rows = inferred(ops.im2col(variable(1, 4, 11, 8), kernel=[3, 3], **settings))
+    rows = inferred(ops.im2col(variable(1, 11, 8, 4), kernel=[3, 3], **settings))
+    each = ops.depthwise(variable(1, 11, 8, 4), variable(3, 3, 4), layer="l", **settings)
     assert shape_of(conv) == ["1", "16", "6", "4"]
     assert shape_of(rows) == ["1", "6", "4", "36"]
+    assert shape_of(inferred(each)) == ["1", "6", "4", "4"]
 
 
 def test_an_attention_has_its_positions_before_its_heads() -> None:

@@ -41,7 +41,8 @@ def test_a_convolution_becomes_a_dense_of_its_windows() -> None:
 
     def windows(b: Body, x: Any) -> Any:
         b.layer("l", "Conv")
-        rows = b(ops.im2col(x, kernel=[3, 2], **attrs))
+        pixels = b(relax.op.permute_dims(x, [0, 2, 3, 1]))
+        rows = b(ops.im2col(pixels, kernel=[3, 2], **attrs))
         return b(relax.op.permute_dims(dense_rows(b, rows), [0, 3, 1, 2]))
 
     def dense_rows(b: Body, rows: Any) -> Any:
@@ -52,6 +53,27 @@ def test_a_convolution_becomes_a_dense_of_its_windows() -> None:
     same_ir(after.module, model_of({"x": ["n", 4, "h", 9]}, windows))
     rows = after.weights["w.rows"].load().reshape(8, 3, 2, 4)
     np.testing.assert_array_equal(rows, before.weights["w"].load().transpose(0, 2, 3, 1))
+
+
+def test_a_convolution_of_each_channel_becomes_depthwise() -> None:
+    attrs = {"strides": [2, 1], "padding": [1, 0, 1, 2], "dilation": [1, 2]}
+
+    def conv(b: Body, x: Any) -> Any:
+        w = b.weight("w", 8, 1, 3, 2)
+        return b(ops.conv(x, w, BIAS, layer=b.layer("l", "Conv"), groups=8, **attrs))
+
+    def depthwise(b: Body, x: Any) -> Any:
+        b.layer("l", "Conv")
+        pixels = b(relax.op.permute_dims(x, [0, 2, 3, 1]))
+        w = b.weight("w.channels_last", 3, 2, 8)
+        y = b(ops.depthwise(pixels, w, BIAS, layer="l", **attrs))
+        return b(relax.op.permute_dims(y, [0, 3, 1, 2]))
+
+    before = model_of({"x": ["n", 8, "h", 9]}, conv)
+    after = Canonicalize()(before)
+    same_ir(after.module, model_of({"x": ["n", 8, "h", 9]}, depthwise))
+    held = after.weights["w.channels_last"].load()
+    np.testing.assert_array_equal(held, before.weights["w"].load()[:, 0].transpose(1, 2, 0))
 
 
 def test_left_alone_a_grouped_convolution() -> None:

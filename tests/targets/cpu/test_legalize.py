@@ -1,14 +1,17 @@
-"""im2col with exact zeros and views that cost nothing, for symbolic sizes."""
+"""im2col with exact zeros, depthwise convolutions, views that cost nothing: symbolic sizes."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.lib.stride_tricks import sliding_window_view
 from tvm import relax
 
 from lbcompiler.ir import ops
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, GENERIC, Isa, detect
+from tests.bench.windows import windows_of
 from tests.targets.cpu.relax_runner import B, H, L, W, function, normal
+
+ALL = [isa for isa in (AVX512_VNNI, AVX2, GENERIC) if isa.runs_on(detect())]
 
 
 @pytest.mark.parametrize(
@@ -25,18 +28,44 @@ def test_im2col_against_numpy(
 ) -> None:
     built = function(
         lambda x: ops.im2col(x, kernel=kernel, strides=strides, padding=padding, dilation=dilation),
-        (B, channels, H, W),
+        (B, H, W, channels),
     )
-    assert built.rules == ["stages"]
-    for size in ((2, channels, 9, 33), (1, channels, 40, 40)):
+    assert built.rules == ([] if kernel == (1, 1) else ["stages"])
+    for size in ((2, 9, 33, channels), (1, 40, 40, channels)):
         x = normal(*size)
-        top, left, bottom, right = padding
-        padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        reach = [step * (k - 1) + 1 for k, step in zip(kernel, dilation, strict=True)]
-        found = sliding_window_view(padded, reach, (2, 3))
-        found = found[:, :, :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]
-        rows = found.transpose(0, 2, 3, 4, 5, 1)
+        rows = windows_of(x, kernel, strides, padding, dilation)
         np.testing.assert_array_equal(built(x), rows.reshape(*rows.shape[:3], -1))
+
+
+@pytest.mark.parametrize("isa", ALL, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("channels", [1, 3, 8, 16, 40, 100])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding", "dilation"),
+    [
+        ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+        ((5, 5), (2, 1), (2, 2, 2, 2), (1, 1)),
+        ((3, 3), (2, 2), (0, 1, 2, 0), (1, 1)),
+        ((1, 4), (1, 3), (0, 3, 0, 1), (1, 2)),
+        ((3, 2), (1, 1), (0, 0, 0, 0), (2, 1)),
+    ],
+)
+def test_depthwise_against_numpy(
+    isa: Isa, channels: int, kernel: Any, strides: Any, padding: Any, dilation: Any
+) -> None:
+    attrs = {"strides": strides, "padding": padding, "dilation": dilation}
+    built = function(
+        lambda x, w, b: ops.hardswish(ops.depthwise(x, w, b, layer="l", **attrs)),
+        (B, H, W, channels),
+        (*kernel, channels),
+        (channels,),
+        isa=isa,
+    )
+    w, bias = normal(*kernel, channels, seed=1), normal(channels, seed=2)
+    for size in ((2, 9, 33), (1, 5, 5), (1, 40, 6)):
+        x = normal(*size, channels)
+        y = (windows_of(x, kernel, **attrs) * w).sum((3, 4), dtype=np.float64) + bias
+        expected = y * np.clip(y + 3, 0, 6) / 6
+        np.testing.assert_allclose(built(x, w, bias), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_changes_of_shape_run_no_code() -> None:
