@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbcompiler.bench.gemm import GemmRow, bench_gemm, parse_gemm_shape
+from lbcompiler.bench.gemm import GemmRow, bench_gemm
 from lbcompiler.bench.model import ModelSpeed, bench_model
 from lbcompiler.bench.timing import ROUNDS, Progress
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets import target_named
 from lbcompiler.targets.cpu import tuned_for
+from lbcompiler.tuning.work import parse_shape as parse_linear
 
 FORMAT = "mxint8"
 SHAPES = ("128x4096x4096", "1x4096x4096")
@@ -43,7 +44,7 @@ def gemm(
     isa, tuned = tuned_for(configs[0].target.partition(":")[2])
     return bench_gemm(
         [(config.weight_format, config.activation_format) for config in configs],
-        [parse_gemm_shape(text) for item in shape or SHAPES for text in item.split(",")],
+        [parse_linear(text) for item in shape or SHAPES for text in item.split(",")],
         isa,
         tuned=tuned,
         threads=threads,

@@ -4,25 +4,23 @@ All that is timed takes turns (`timing.interleaved`). At M below 16 a linear rea
 for little arithmetic: they are cold then, as in a model that is larger than the caches.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lbcompiler.bench.peers import Shape, check_peers, peers
+from lbcompiler.bench.peers import check_peers, peers
 from lbcompiler.bench.timing import ROUNDS, Progress, interleaved, silent
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu.bench import timed_linear
 from lbcompiler.targets.cpu.ceilings import Ceiling, ceilings
-from lbcompiler.targets.cpu.configs import Tuned
+from lbcompiler.targets.cpu.configs import Shape, Tuned
 from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.threads import set_threads
 
 SMALL_M = 16
 COLD_BYTES = 1 << 28  # of the copies of one weight that take turns: several times any L3 here
-LARGEST = 1 << 20  # of M, K and N
 OURS, QUANTIZE, CEILING = "ours", "quantize", "ceiling "
 
 
@@ -58,18 +56,6 @@ class GemmRow:
     dram_gb_s: float
     dram_share: float
     peers: dict[str, PeerSpeed]
-
-
-def parse_gemm_shape(text: str) -> Shape:
-    """`128x4096x11008` -> (M, K, N). Raises ConfigError."""
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
-    sizes = tuple(map(int, found.groups())) if found else ()
-    if len(sizes) != 3 or not all(1 <= size <= LARGEST for size in sizes):
-        raise ConfigError(
-            f"cannot read the shape {text!r}: write rows, inputs and outputs of the linear as "
-            f"MxKxN, each from 1 to {LARGEST}, e.g. 128x4096x4096"
-        )
-    return sizes[0], sizes[1], sizes[2]
 
 
 def bench_gemm(

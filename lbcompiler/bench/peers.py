@@ -20,9 +20,9 @@ import numpy as np
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.model import Array
 from lbcompiler.targets.cpu.bench import copies_of
+from lbcompiler.targets.cpu.configs import Shape
 
 BLOCK = 32  # of the peers' block formats: the one that all of them have
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from lbcompiler.bench import gemm
 from lbcompiler.bench import peers as others
-from lbcompiler.bench.gemm import GemmRow, bench_gemm, parse_gemm_shape
+from lbcompiler.bench.gemm import GemmRow, bench_gemm
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu import bench, ceilings
@@ -108,15 +108,3 @@ def test_another_machines_instruction_set(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gemm, "detect", lambda: GENERIC)
     with pytest.raises(ConfigError, match="cannot run avx512_vnni: its best is generic"):
         bench_gemm([(MXINT8, None)], [(1, 32, 16)], AVX512_VNNI)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "8", "8x8", "8x8x8x8", "0x8x8", "8x-8x8", "axbxc", "1x1x9999999"]
-)
-def test_shapes_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="MxKxN"):
-        parse_gemm_shape(text)
-
-
-def test_a_shape() -> None:
-    assert parse_gemm_shape("128x4096x11008") == (128, 4096, 11008)
