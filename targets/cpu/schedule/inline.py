@@ -19,6 +19,7 @@ from lbcompiler.targets.cpu.schedule.expressions import (
     substitute,
     variables_in,
 )
+from lbcompiler.targets.cpu.schedule.guards import pads_product
 from lbcompiler.targets.cpu.schedule.stages import Program, Stage
 
 _COSTLY = {"exp", "exp2", "exp10", "log", "log2", "log10", "log1p", "erf", "tanh", "sigmoid"}
@@ -70,7 +71,7 @@ def needs_storage(producer: Stage, readers: Sequence[Stage]) -> bool:
     if is_trivial(producer.value):
         return repeated and _is_transpose(producer)
     if repeated and is_guarded(producer.value):
-        return True
+        return not (len(loads) == 1 and pads_product(producer, *loads[0]))
     if any(reader.reduced and _repeats(reader, load) for reader, load in loads):
         return True
     if len(readers) > 1 and len(calls_in(producer.value)) > _CALLS:

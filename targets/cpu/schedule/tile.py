@@ -1,9 +1,10 @@
 """A reduction whose outputs lie side by side: matmul, convolution, pooling, sums down a column.
 
 A tile of rows x columns accumulates in registers while the reduced axes run; the columns are one or
-a few vectors. Where the value is a product, the rows are an axis that only the left factor has, so
-that each vector of the right factor serves all of them. A last tile that does not fit is moved back
-until it does: it computes some outputs again, to the same bits, and nothing needs a predicate.
+a few vectors. Where the value is a product, the rows are an axis that one factor has and another
+with the columns has not, so that each vector of that other factor serves all of them. A last tile
+that does not fit is moved back until it does: it computes some outputs again, to the same bits, and
+nothing needs a predicate.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from lbcompiler.targets.cpu.schedule.expressions import (
     substitute,
     variables_in,
 )
+from lbcompiler.targets.cpu.schedule.guards import at_corners, steps, unguarded
 from lbcompiler.targets.cpu.schedule.kernel import (
     Nest,
     integer,
@@ -91,15 +93,13 @@ def _factors(nest: Nest) -> tuple[Expr, Expr] | None:
 
 
 def _row_axis(nest: Nest, column: Axis) -> Axis | None:
-    """The last axis that only the factor without the column has."""
+    """The last axis that a factor with the column has not."""
     factors = _factors(nest)
     if factors is None:
         return None
-    with_column = [factor for factor in factors if column.var in variables_in(factor)]
-    if len(with_column) != 1:
-        return None
-    used = variables_in(with_column[0])
-    free = [axis for axis in nest.axes if axis.var not in used and axis is not column]
+    used = [variables_in(f) for f in factors if column.var in variables_in(f)]
+    others = [axis for axis in nest.axes if axis is not column]
+    free = [axis for axis in others if any(axis.var not in variables for variables in used)]
     return free[-1] if free else None
 
 
@@ -201,6 +201,8 @@ def _packed(nest: Nest, row: Axis, strip: Strip) -> tuple[Nest, Sequence[Any] | 
     factors, column, width = _factors(nest), strip.axis, strip.width
     if factors is None or width == 1 or (static(row.extent) or _PACK_FROM) < _PACK_FROM:
         return nest, None
+    if all(column.var in variables_in(factor) for factor in factors):
+        return nest, None
     left, right = sorted(factors, key=lambda factor: column.var in variables_in(factor))
     strides = [coefficient(load.indices[0], column.var) for load in loads_in(right)]
     if all(stride is not None and is_one(stride) for stride in strides):
@@ -233,6 +235,10 @@ def _reduce(nest: Nest, body: Any) -> Any:
     return body
 
 
+def _substituted(values: dict[Any, Expr], expr: Expr) -> Expr:
+    return substitute(expr, values)
+
+
 def _tile(nest: Nest, row: Axis | None, height: int, strip: Strip, top: Expr | None = None) -> Any:
     """The sums of `height` rows from `top`, in the strip's columns, and where they are stored."""
     # a buffer a vector: below a kilobyte it lies on the stack, and LLVM keeps it in a register
@@ -254,10 +260,24 @@ def _tile(nest: Nest, row: Axis | None, height: int, strip: Strip, top: Expr | N
         lines = [partial(body, vector) for vector in vectors]
         return sequence([loop(part, line, ForKind.VECTORIZED, "v") for line in lines])
 
+    value, conditions = unguarded(nest.value)
+
     def accumulate(vector: tuple[int, int], v: Expr) -> Any:
         total = sums[vector]
-        value = combine(total[v], substitute(nest.value, at(vector, v)))
-        return tirx.BufferStore(total, value, [v])
+        return tirx.BufferStore(total, combine(total[v], substitute(value, at(vector, v))), [v])
+
+    def by_row(inside: Callable[[Callable[[Expr], Expr]], Expr]) -> Any:
+        rows = []
+        for r in range(height):
+            lines = [partial(accumulate, (r, begin)) for begin in range(0, strip.width, part)]
+            body = sequence([loop(part, line, ForKind.VECTORIZED, "v") for line in lines])
+            here = partial(_substituted, at((r, 0), integer(0)))
+            rows.append(tirx.IfThenElse(inside(here), body, None))
+        return sequence(rows)
+
+    ends = [(axis.var, integer(0), axis.extent - integer(1)) for axis in nest.reduced]
+    if row is not None and top is not None:
+        ends.append((row.var, top, top + integer(height - 1)))
 
     def store(vector: tuple[int, int], v: Expr) -> Any:
         where = at(vector, v)
@@ -268,4 +288,12 @@ def _tile(nest: Nest, row: Axis | None, height: int, strip: Strip, top: Expr | N
 
     allocations = [tirx.AllocBuffer(total) for total in sums.values()]
     clear = each(lambda vector, v: tirx.BufferStore(sums[vector], init, [v]))
-    return sequence([*allocations, clear, _reduce(nest, each(accumulate)), each(store)])
+    reduced = steps(
+        conditions,
+        row,
+        lambda condition: at_corners(condition, ends),
+        each(accumulate),
+        by_row,
+        partial(_reduce, nest),
+    )
+    return sequence([*allocations, clear, reduced, each(store)])
