@@ -167,11 +167,8 @@ def arange(graph: Graph, start: Size, end: Size, dtype: str = "int64") -> Tensor
     """start, start + 1, ... before end."""
     positive = graph.shapes.proven(expression(start) >= 0)
     count = graph.shapes.most(0, graph.shapes.simple(end - start))
-    out = graph.emit(
-        op.arange(expression(0), expression(count), expression(1), "int64"), nonnegative=True
-    )
-    if not is_known(start) or start != 0:
-        out = graph.emit(op.add(out.expr, graph.extent(start)), nonnegative=positive)
+    bounds = (expression(size) for size in (start, graph.shapes.simple(start + count), 1))
+    out = graph.emit(op.arange(*bounds, "int64"), nonnegative=positive)
     return out if dtype == "int64" else graph.emit(op.astype(out.expr, dtype), nonnegative=positive)
 
 

@@ -1,0 +1,98 @@
+"""models/generate.py on a small decoder: both runtimes give the same tokens, errors are a line."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import lbcompiler
+from tests.cached_decoder import WORDS, write_decoder
+
+SCRIPT = Path(__file__).parents[1] / "models" / "generate.py"
+tokenizers = pytest.importorskip("tokenizers", reason="generate.py reads a tokenizer with it")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cached.onnx, cached.lbc in float32 and tokenizer.json: the words w0, w1, .."""
+    path = tmp_path_factory.mktemp("decoder")
+    model = write_decoder(path / "cached.onnx")
+    lbcompiler.compile(model, exclude=".*", output=path / "cached.lbc")
+    words = {f"w{i}": i for i in range(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def command(folder: Path, *options: str, artifact: str = "cached.lbc") -> list[str]:
+    tokenizer = str(folder / "tokenizer.json")
+    base = [sys.executable, str(SCRIPT), str(folder / artifact), "--tokenizer", tokenizer]
+    return [*base, "--threads", "1", *options]
+
+
+def run(*line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_both_runtimes_continue_a_text_alike_and_say_how_fast(folder: Path) -> None:
+    options = ("--prompt", "w3 w7 w1", "--tokens", "12", "--onnx", str(folder / "cached.onnx"))
+    done = run(*command(folder, *options))
+    assert done.returncode == 0, done.stderr
+    ours, our_rates, theirs, their_rates = done.stdout.splitlines()
+    assert ours == theirs
+    assert ours.startswith("w3 w7 w1 w")
+    assert len(ours.split()) == 3 + 12
+    for name, rates in (("cached.lbc", our_rates), ("onnxruntime, cached.onnx", their_rates)):
+        said = r"3 tokens of prompt at [\d.]+ tokens/s, 11 more at [\d.]+ tokens/s"
+        assert re.match(f"{name}: {said}", rates)
+    assert not done.stderr  # progress is for terminals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompt", ""), "the prompt is empty"),
+        (("--tokens", "0"), "--tokens is 0; it must be 1 or more"),
+        (("--onnx", "nothing.onnx"), "nothing.onnx cannot be run as a decoder"),
+        (("--tokenizer", "nothing.json"), "there is no tokenizer nothing.json"),
+    ],
+)
+def test_what_is_wrong_is_said_with_code_2(
+    folder: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = run(*command(folder, *options))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_artifact_that_is_none(folder: Path) -> None:
+    done = run(*command(folder, artifact="cached.onnx"))
+    assert done.returncode == 2
+    assert "is no artifact" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interruption_ends_with_130_and_what_there_is(folder: Path) -> None:
+    terminal, side = os.openpty()
+    line = command(folder, "--prompt", "w3 w7", "--tokens", "100000000")
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=side, start_new_session=True)
+    os.close(side)
+    while b"token 3 of" not in os.read(terminal, 4096):
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    said = b""
+    with suppress(OSError):  # what a terminal's reader gets when the other side is closed
+        while part := os.read(terminal, 4096):
+            said += part
+    out, _ = process.communicate(timeout=30)
+    os.close(terminal)
+    assert process.returncode == 130
+    assert out.startswith(b"w3 w7 w")
+    assert b"Traceback" not in said
