@@ -19,12 +19,14 @@ from lbcompiler.targets.cpu.intrinsics import (
     cast,
     choose,
     difference_or_zero,
+    lanes_of,
     let,
     like,
     look_up,
     look_up_float,
     maximum,
     real_of,
+    wide,
 )
 from lbcompiler.targets.cpu.isa import AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import offset_mask
@@ -99,10 +101,12 @@ def real_value(isa: Isa, element: Element, stored: Expr) -> Expr:
     return cast("float32", choose(_is_negative(element, code, "int32"), negative, value))
 
 
-def scale_value(kind: str, stored: Expr) -> Expr:
+def scale_value(isa: Isa, kind: str, stored: Expr) -> Expr:
     """Scale bytes (uint8 vector) of kind e8m0 or e4m3 -> float32, exact; 0xFF, and 0x7F of e4m3,
     are NaN.
     """
+    if kind == "e4m3" and isa != GENERIC:
+        return _e4m3_through_half(stored)
     byte = let(cast("int32", stored))
     if kind == "e4m3":
         return _small_float(byte, exponent_bits=4, mantissa_bits=3, nan_from=127)
@@ -110,6 +114,20 @@ def scale_value(kind: str, stored: Expr) -> Expr:
     at_least = maximum(shifted, like(byte, "int32", 1 << 22))  # byte 0: 2^-127, a subnormal
     is_nan = tirx.EQ(byte, like(byte, "int32", 255))
     return real_of(choose(is_nan, like(byte, "int32", NAN_BITS), at_least))
+
+
+def _e4m3_through_half(stored: Expr) -> Expr:
+    """E4M3 bytes -> float32: a half float with the same fields is the value over 2^8, subnormals
+    too, and the processor converts it.
+    """
+    lanes = lanes_of(stored)
+    byte = tirx.Cast(wide("int16", lanes), tirx.reinterpret(wide("int8", lanes), stored))
+    fields = bound(byte << like(byte, "int16", 7) & like(byte, "int16", ~(1 << 14)))
+    magnitude = like(byte, "int16", 0x7F << 7)
+    is_nan = tirx.EQ(fields & magnitude, magnitude)
+    half = choose(is_nan, like(byte, "int16", 0x7E00), fields)
+    value = tirx.Cast(wide("float32", lanes), tirx.reinterpret(wide("float16", lanes), half))
+    return value * like(value, "float32", 2.0**8)
 
 
 def _magnitude(element: Element, code: Expr, kind: str) -> Expr:

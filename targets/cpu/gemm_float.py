@@ -177,7 +177,7 @@ class _Blocks:
         factors = []
         for v in range(width // self.isa.lanes):
             stored = load_scales(self.scales, column, block, v, self.isa)
-            factors.append(bound(decode.scale_value(self.fmt.scale, stored) * inverse))
+            factors.append(bound(decode.scale_value(self.isa, self.fmt.scale, stored) * inverse))
         groups, start = decode.group_count(self.fmt.element), block * self.fmt.block
         if count // groups:
             with T.serial(count // groups) as i:

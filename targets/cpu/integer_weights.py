@@ -87,7 +87,7 @@ class DirectWeights:
 
     def factor(self, column: Expr, block: Expr, v: int) -> Expr:
         """The float32 scales of vector v's columns."""
-        return decode.scale_value(self.fmt.scale, self.scale_bytes(column, block, v))
+        return decode.scale_value(self.isa, self.fmt.scale, self.scale_bytes(column, block, v))
 
 
 class Panel:

@@ -33,7 +33,7 @@ def mapped(transform, lanes: int, dtype: str):
 def module_of(isa):
     functions = {
         f"scale_{kind}": mapped(
-            lambda x, kind=kind: decode.scale_value(kind, x), isa.lanes, "float32"
+            lambda x, kind=kind: decode.scale_value(isa, kind, x), isa.lanes, "float32"
         )
         for kind in ("e8m0", "e4m3")
     }
