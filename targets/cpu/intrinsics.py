@@ -9,7 +9,7 @@ and not on others. Where bits are part of the contract, the code says `fma` or l
 product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -175,6 +175,44 @@ def reduce_max_unsigned(x: Expr) -> Expr:
 def reduce_sum(x: Expr) -> Expr:
     """The sum of the lanes of an int32 vector."""
     return call("int32", "llvm.vector.reduce.add", x)
+
+
+def spread(x: Expr, lane: int) -> Expr:
+    """One lane of x in all lanes."""
+    return tirx.Shuffle([x], [lane] * lanes_of(x))
+
+
+def reduce_each(vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """The reductions of n vectors of 16 lanes, n a power of two up to 16, in one vector: that of
+    vector j in the 16 / n lanes from j * 16 / n on.
+
+    About three instructions a vector, where a reduction by itself takes nine.
+    """
+    width = lanes_of(vectors[0])
+    held, lanes = list(vectors), width
+    while len(held) > 1:
+        half = lanes // 2
+        lower = [j * lanes + p for j in range(width // lanes) for p in range(half)]
+        low = [*lower, *(i + width for i in lower)]
+        high = [i + half for i in low]
+        held = [
+            bound(combine(tirx.Shuffle([a, b], low), tirx.Shuffle([a, b], high)))
+            for a, b in zip(held[::2], held[1::2], strict=True)
+        ]
+        lanes = half
+    total = held[0]
+    while lanes > 1:
+        lanes //= 2
+        total = bound(combine(total, tirx.Shuffle([total], [i ^ lanes for i in range(width)])))
+    return total
+
+
+def every(x: Expr, count: int) -> Expr:
+    """`count` lanes of x at even distances, the first one first."""
+    step = lanes_of(x) // count
+    if step == 1:
+        return x
+    return tirx.Shuffle([x], [i * step for i in range(count)])
 
 
 def look_up(isa: Isa, table: Sequence[int], indices: Expr) -> Expr:

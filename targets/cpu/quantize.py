@@ -4,68 +4,50 @@ defines, bit for bit.
 The operands of an integer GEMM are not codes but what its loop multiplies: small integers, scales
 in float32 with the elements' multipliers taken off, and for each block the value that an int32
 accumulator starts from, -zero point * sum. Those of a float GEMM are code * scale, which is exact
-in float32. Rows are independent, and parallel.
+in float32.
 
-Rounding is to nearest even by addition of a constant whose last bit is worth one step of the
-element. No product is added to anything here before it is rounded: contraction into an FMA could
-only change what is exact anyway.
+Rows are independent, and parallel. Within a row sixteen blocks go together: their maxima end up in
+the lanes of one vector, which all of the arithmetic of scales then takes at once, and so do their
+sums. What is left of a row goes in eight, four, two and one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.formats import BlockFormat, Element
-from lbcompiler.targets.cpu.decode import NAN_BITS, divisor
-from lbcompiler.targets.cpu.integer_products import PLAIN
+from lbcompiler.formats import BlockFormat
+from lbcompiler.targets.cpu.block_scales import RULES, Scales, scales_of
+from lbcompiler.targets.cpu.decode import divisor
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     at,
-    bits_of,
     bound,
     cast,
     choose,
-    fma,
+    every,
     kernel,
     let,
     like,
     load,
     maximum,
-    minimum,
     real_of,
+    reduce_each,
     reduce_max_unsigned,
-    reduce_sum,
     root_block,
     splat,
+    spread,
     store,
 )
 from lbcompiler.targets.cpu.layout import padded, row_stride
+from lbcompiler.targets.cpu.rounding import INFINITY_BITS, magnitude_bits, to_integers, to_values
 
 LANES = 16  # of a vector here, on every instruction set: half a block of 32
-INFINITY_BITS = 0x7F800000
-RULES = {"e8m0": ("floor", "rceil", "even"), "e4m3": ("absmax",)}
-_ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
-_ROUND_BITS = 0x4B400000
 _SMALLEST_TENSOR_SCALE = 2.0**-126
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A block's scale as scalars: `value` is NaN for a block that has one, `keep` then 0, else -1.
-
-    `scaled` turns a vector of the block into units of the scale.
-    """
-
-    value: Expr
-    keep: Expr
-    scaled: Callable[[Expr], Expr]
-    exponent: Expr | None = None  # of a power of two
 
 
 class Source(Protocol):
@@ -78,7 +60,10 @@ class Source(Protocol):
         """Emits what a row needs before any of it is loaded."""
 
     def load(self, row: Expr, start: Expr, lanes: int, valid: int) -> Expr:
-        """`valid` float32 of the row from `start` on, zeros in the lanes behind them."""
+        """`valid` float32 of the row from `start` on, zeros in the lanes behind them.
+
+        Every place of a row is loaded two or three times.
+        """
 
 
 class Rows:
@@ -92,6 +77,36 @@ class Rows:
 
     def load(self, row: Expr, start: Expr, lanes: int, valid: int) -> Expr:
         return load(self.x, (row,), start, lanes, valid)
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` blocks of a row from block `first` on: `valid` k's of the last, none beyond it."""
+
+    row: Expr
+    first: Expr
+    count: int
+    block: int
+    valid: int
+    load: Callable[[Expr, int], Expr]  # (start, valid) -> vector
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that each block has in a vector of all blocks."""
+        return LANES // self.count
+
+    def vectors(self, j: int, whole: int = LANES) -> list[tuple[Expr, Expr, int]]:
+        """(start, vector, valid lanes) of block j, which is padded with zeros to `whole` k's."""
+        valid = self.valid if j == self.count - 1 else self.block
+        start = let((self.first + j) * self.block)
+        return [
+            (start + i, let(self.load(start + i, lanes)), lanes)
+            for i in range(0, padded(valid, whole), LANES)
+            for lanes in [max(0, min(LANES, valid - i))]
+        ]
+
+
+Emit = Callable[[Group, Scales], None]
 
 
 @dataclass(frozen=True)
@@ -143,29 +158,28 @@ class Quantizer:
             divided = divisor(self.fmt.element) * weight_divisor
             inverse = 1.0 / divided
 
-            def emit(row: Expr, index: Expr, vectors: list[Expr], scale: _Scale) -> None:
-                T.buffer_store(scales, scale.value * tirx.const(inverse, "float32"), [row, index])
-                if flags is not None:
-                    flag = _is_unusual(scale, divided)
-                    T.buffer_store(flags, flags[row, 0] | flag, [row, 0])
-                integers = [bound(self._integers(scale, vector)) for vector in vectors]
-                for i, vector in enumerate(integers):
-                    start = index * self.fmt.block + i * LANES
-                    T.buffer_store(values, cast("int8", vector), [row, at(start, LANES)])
-                span = block // LANES
-                for i in range(0, len(integers), span):
-                    total = integers[i]
-                    for vector in integers[i + 1 : i + span]:
-                        total = total + vector
-                    start = reduce_sum(total) * tirx.const(-zero_point, "int32")
-                    position = index * (self.fmt.block // block) + i // span
-                    T.buffer_store(starts, start, [row, position])
+            unusual = _Flags(flags, divided)
 
-            def begin(row: Expr) -> None:
-                if flags is not None:
-                    T.buffer_store(flags, _integer(0), [row, 0])
+            def emit(group: Group, scale: Scales) -> None:
+                by = like(scale.value, "float32", inverse)
+                lanes = at(group.first, group.count)
+                T.buffer_store(scales, every(scale.value * by, group.count), [group.row, lanes])
+                unusual.add(scale)
+                totals = []
+                for j in range(group.count):
+                    parts = []
+                    for start, vector, _ in group.vectors(j, block):
+                        units = scale.units(vector, j * group.lanes)
+                        parts.append(bound(to_integers(self.fmt.element, units)))
+                        place = [group.row, at(start, LANES)]
+                        T.buffer_store(values, cast("int8", parts[-1]), place)
+                    span = block // LANES
+                    for i in range(0, len(parts), span):
+                        totals.append(parts[i] if span == 1 else bound(parts[i] + parts[i + 1]))
+                first = group.first * (self.fmt.block // block)
+                _store_starts(starts, group.row, first, totals, -zero_point)
 
-            self._emit_rows(m, k, rule, row_scales, emit, block, begin)
+            self._emit_rows(m, k, rule, row_scales, emit, unusual)
 
         return _prim_func(body)
 
@@ -180,15 +194,15 @@ class Quantizer:
             values = T.arg("values", T.buffer((m, k), "float32"))
             row_scales = self._row_scales(m)
 
-            def emit(row: Expr, index: Expr, vectors: list[Expr], scale: _Scale) -> None:
-                for i, vector in enumerate(vectors):
-                    start = index * self.fmt.block + i * LANES
-                    valid = min(LANES, k - int(start)) if isinstance(index, int) else LANES
-                    rounded = self._rounded(scale, vector)
-                    spread = splat(scale.value, "float32", LANES)
-                    store(values, (row,), start, rounded * spread, valid)
+            def emit(group: Group, scale: Scales) -> None:
+                for j in range(group.count):
+                    by = bound(spread(scale.value, j * group.lanes))
+                    for start, vector, valid in group.vectors(j):
+                        units = scale.units(vector, j * group.lanes)
+                        value = to_values(self.fmt.element, units) * by
+                        store(values, (group.row,), start, value, valid)
 
-            self._emit_rows(m, k, rule, row_scales, emit, LANES)
+            self._emit_rows(m, k, rule, row_scales, emit)
 
         return _prim_func(body)
 
@@ -203,36 +217,28 @@ class Quantizer:
         k: int,
         rule: str,
         row_scales: Any,
-        emit: Callable[[Expr, Expr, list[Expr], _Scale], None],
-        whole: int,
-        begin: Callable[[Expr], None] = lambda _row: None,
+        emit: Emit,
+        flags: "_Flags | None" = None,
     ) -> None:
-        """`emit(row, block index, vectors, scale)` for every block; the last is padded to `whole`
-        k's.
-        """
-        block = self.fmt.block
+        """`emit` for every group of blocks of every row."""
         with root_block(), T.parallel(m) as row:
             IRBuilder.name("row", row)
-            begin(row)
             self.source.begin(row)
+            if flags is not None:
+                flags.begin()
             g = None
             if row_scales is not None:
                 g = bound(self._row_scale(row, k))
                 T.buffer_store(row_scales, g, [row, 0])
 
-            def one_block(index: Expr, count: int) -> None:
-                vectors = []
-                for start in range(0, padded(count, whole), LANES):
-                    valid = max(0, min(LANES, count - start))
-                    vectors.append(let(self.source.load(row, index * block + start, LANES, valid)))
-                emit(row, index, vectors, self._scale(vectors, rule, g))
+            def load_from(start: Expr, valid: int) -> Expr:
+                return self.source.load(row, start, LANES, valid)
 
-            if k // block:
-                with T.serial(k // block) as index:
-                    IRBuilder.name("block", index)
-                    one_block(index, block)
-            if k % block:
-                one_block(k // block, k % block)
+            for first, count, valid in _groups(k, self.fmt.block):
+                group = Group(row, first, count, self.fmt.block, valid, load_from)
+                emit(group, scales_of(self.fmt, rule, _maxima(group), g))
+            if flags is not None:
+                flags.finish(row)
 
     def _row_scale(self, row: Expr, k: int) -> Expr:
         """g: the largest finite |x| of the row over max * 448, at least 2^-126; 1 for a row of
@@ -243,7 +249,7 @@ class Quantizer:
         T.buffer_store(largest, splat(0, "int32", LANES), [lanes])
 
         def one_vector(start: Expr, valid: int) -> None:
-            bits = let(_magnitude_bits(self.source.load(row, start, LANES, valid)))
+            bits = let(magnitude_bits(self.source.load(row, start, LANES, valid)))
             is_finite = bits < like(bits, "int32", INFINITY_BITS)
             finite = choose(is_finite, bits, like(bits, "int32", 0))
             T.buffer_store(largest, maximum(largest[lanes], finite), [lanes])
@@ -260,65 +266,66 @@ class Quantizer:
         )
         return tirx.Select(amax <= _number(0.0), _number(1.0), at_least)
 
-    def _scale(self, vectors: list[Expr], rule: str, g: Expr | None) -> _Scale:
-        bits = _magnitude_bits(vectors[0])
-        for vector in vectors[1:]:
-            bits = maximum(bits, _magnitude_bits(vector))
-        amax = bound(reduce_max_unsigned(bits))
-        is_finite = amax < _integer(INFINITY_BITS)
-        finite = bound(tirx.Select(is_finite, amax, _integer(0)))
-        keep = bound(tirx.Select(_integer(0) < finite, _integer(-1), _integer(0)))
-        if g is None:
-            return self._power_scale(finite, is_finite, keep, rule)
-        return self._e4m3_scale(finite, is_finite, keep, g)
 
-    def _power_scale(self, amax: Expr, is_finite: Expr, keep: Expr, rule: str) -> _Scale:
-        exponent = _clamped(_exponent(amax, self.fmt.element, rule), -127, 127)
-        exponent = bound(exponent & keep)  # a block of zeros: any scale does, and 1 is plain
-        value = real_of(tirx.Select(is_finite, _power_bits(exponent), _integer(NAN_BITS)))
-        inverse = bound(real_of(_power_bits(_integer(0) - exponent)))
-        by = splat(inverse, "float32", LANES)
-        kept = bound(tirx.Select(is_finite, exponent, _integer(2 * PLAIN)))
-        return _Scale(bound(value), keep, lambda x: x * by, kept)
+class _Flags:
+    """Whether a row has a scale that is not plain, gathered over its blocks, where it is asked."""
 
-    def _e4m3_scale(self, amax: Expr, is_finite: Expr, keep: Expr, g: Expr) -> _Scale:
-        ratio = bound(real_of(amax) / _number(self.fmt.element.max) / g)
-        ratio = bound(tirx.Select(ratio < _number(2.0**-9), _number(2.0**-9), ratio))
-        ratio = bound(tirx.Select(_number(448.0) < ratio, _number(448.0), ratio))
-        rounded = bound(_to_nearest(ratio, mantissa_bits=3, smallest_exponent=-6))
-        value = real_of(tirx.Select(is_finite, bits_of(rounded), _integer(NAN_BITS)))
-        by = bound(rounded * g)
-        return _Scale(bound(value), keep, lambda x: x / splat(by, "float32", LANES))
+    def __init__(self, flags: Any, divided: int) -> None:
+        self.flags, self.divided = flags, divided
 
-    def _units(self, scale: _Scale, vector: Expr) -> Expr:
-        """x in units of the scale; zeros, without sign, in a block of zeros or with a NaN."""
-        kept = real_of(bits_of(vector) & splat(scale.keep, "int32", LANES))
-        return bound(scale.scaled(kept))
+    def begin(self) -> None:
+        if self.flags is not None:
+            self.found = T.alloc_buffer((LANES,), "int32", scope="local")
+            T.buffer_store(self.found, splat(0, "int32", LANES), [at(0, LANES)])
 
-    def _integers(self, scale: _Scale, vector: Expr) -> Expr:
-        """The codes' values times the element's multiplier, int32."""
-        units = self._units(scale, vector)
-        if self.fmt.element.is_integer:
-            return _nearest_integer(units, int(self.fmt.element.max))
-        rounded = self._nearest_float(units)
-        return cast("int32", rounded * like(rounded, "float32", divisor(self.fmt.element)))
+    def add(self, scale: Scales) -> None:
+        if self.flags is not None:
+            lanes = at(0, LANES)
+            total = self.found[lanes] | scale.is_unusual(self.divided)
+            T.buffer_store(self.found, total, [lanes])
 
-    def _rounded(self, scale: _Scale, vector: Expr) -> Expr:
-        """The codes' values."""
-        units = self._units(scale, vector)
-        if self.fmt.element.is_integer:
-            return cast("float32", _nearest_integer(units, int(self.fmt.element.max)))
-        return self._nearest_float(units)
+    def finish(self, row: Expr) -> None:
+        if self.flags is not None:
+            total = reduce_max_unsigned(self.found[at(0, LANES)])
+            T.buffer_store(self.flags, total, [row, 0])
 
-    def _nearest_float(self, units: Expr) -> Expr:
-        """To the nearest value of a float element, saturated; the sign stays even at zero."""
-        element = self.fmt.element
-        bits = bound(bits_of(units))
-        magnitude = bound(real_of(bits & like(bits, "int32", 0x7FFFFFFF)))
-        rounded = bits_of(_to_nearest(magnitude, element.mantissa_bits, element.smallest_exponent))
-        limit = bits_of(like(units, "float32", element.max))
-        sign = bits & like(bits, "int32", -(1 << 31))
-        return bound(real_of(minimum(rounded, limit) | sign))
+
+def _groups(k: int, block: int) -> Iterator[tuple[Expr, int, int]]:
+    """(first block, blocks, k's of the last) that make up a row; the first kind within its loop."""
+    whole = k // block
+    if whole // LANES:
+        with T.serial(whole // LANES) as i:
+            IRBuilder.name("group", i)
+            yield let(i * LANES), LANES, block
+    done = whole // LANES * LANES
+    for count in (8, 4, 2, 1):
+        if whole & count:
+            yield done, count, block
+            done += count
+    if k % block:
+        yield whole, 1, k % block
+
+
+def _maxima(group: Group) -> Expr:
+    """int32 bits of each block's largest |x|."""
+    largest = []
+    for j in range(group.count):
+        bits = [magnitude_bits(vector) for _, vector, _ in group.vectors(j)]
+        total = bits[0]
+        for other in bits[1:]:
+            total = maximum(total, other)
+        largest.append(bound(total))
+    return reduce_each(largest, maximum)
+
+
+def _store_starts(starts: Any, row: Expr, first: Expr, totals: list[Expr], factor: int) -> None:
+    """factor * the sum of each vector, to starts[row, first] on."""
+    done = 0
+    while done < len(totals):
+        count = 1 << min(4, (len(totals) - done).bit_length() - 1)
+        sums = every(reduce_each(totals[done : done + count], lambda a, b: a + b), count)
+        T.buffer_store(starts, sums * like(sums, "int32", factor), [row, at(first + done, count)])
+        done += count
 
 
 def _prim_func(body: Callable[[Any], None]) -> Any:
@@ -327,52 +334,5 @@ def _prim_func(body: Callable[[Any], None]) -> Any:
     return builder.get()
 
 
-def _integer(value: int) -> Expr:
-    return tirx.const(value, "int32")
-
-
 def _number(value: float) -> Expr:
     return tirx.const(value, "float32")
-
-
-def _is_unusual(scale: _Scale, divided: int) -> Expr:
-    """1 where the scale, a power of two over `divided`, is not plain; 0 where it is."""
-    exponent = bound(scale.exponent - _integer(int(np.log2(divided))))
-    is_plain = tirx.all(exponent <= _integer(PLAIN), exponent >= _integer(-PLAIN))
-    return tirx.Select(is_plain, _integer(0), _integer(1))
-
-
-def _magnitude_bits(x: Expr) -> Expr:
-    return bits_of(x) & like(x, "int32", 0x7FFFFFFF)
-
-
-def _clamped(x: Expr, low: int, high: int) -> Expr:
-    return minimum(maximum(x, _integer(low)), _integer(high))
-
-
-def _exponent(amax: Expr, element: Element, rule: str) -> Expr:
-    """The block's exponent by a rule of `formats.scale_rules`, from the bits of its largest |x|."""
-    if rule == "rceil":
-        limit = int(np.float32(element.max).view(np.int32))
-        return (amax + _integer((1 << 23) - 1 - limit)) >> _integer(23)
-    carry = 1 << (22 - element.mantissa_bits) if rule == "even" else 0
-    return ((amax + _integer(carry)) >> _integer(23)) - _integer(127 + element.largest_exponent)
-
-
-def _power_bits(exponent: Expr) -> Expr:
-    """The float32 bits of 2^exponent, in [-127, 127]: the least is a subnormal."""
-    return maximum((exponent + _integer(127)) << _integer(23), _integer(1 << 22))
-
-
-def _to_nearest(x: Expr, mantissa_bits: int, smallest_exponent: int) -> Expr:
-    """Non-negative x to the nearest float of so many mantissa bits, ties to even."""
-    binade = bits_of(x) & like(x, "int32", INFINITY_BITS)
-    binade = maximum(binade, like(x, "int32", (smallest_exponent + 127) << 23))
-    step = bound(real_of(binade + like(x, "int32", (23 - mantissa_bits) << 23)))
-    return fma(x, like(x, "float32", 1.0), step) - step  # x + step that TVM does not cancel
-
-
-def _nearest_integer(x: Expr, limit: int) -> Expr:
-    """int32 of x to the nearest, ties to even, within +-limit."""
-    rounded = bits_of(x + like(x, "float32", _ROUND)) - like(x, "int32", _ROUND_BITS)
-    return minimum(maximum(rounded, like(x, "int32", -limit)), like(x, "int32", limit))

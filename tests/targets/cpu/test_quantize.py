@@ -11,7 +11,7 @@ from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import padded
-from lbcompiler.targets.cpu.quantize import RULES
+from lbcompiler.targets.cpu.block_scales import RULES
 from tests.targets.cpu.reference import HERE, call, compiled, exact_values, integer_operands
 
 K = 77  # two whole blocks of 32 and a short one, four of 16 and a short one
