@@ -24,7 +24,17 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu.epilogue import ACTIVATIONS
-from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, fma, let, load, splat, store
+from lbcompiler.targets.cpu.intrinsics import (
+    Expr,
+    Registers,
+    at,
+    bound,
+    fma,
+    let,
+    load,
+    splat,
+    store,
+)
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 
@@ -65,16 +75,16 @@ class Place:
     """Where products are added: the register tile's sums, its first row and column tile."""
 
     tile: Tile
-    sums: Any
+    sums: Registers
     row: Expr
     column: Expr
 
     def vectors(self, isa: Isa) -> int:
         return self.tile.columns * COLUMNS // isa.lanes
 
-    def slot(self, isa: Isa, r: int, v: int) -> Any:
-        """The index of sum vector v of row r."""
-        return at((r * self.vectors(isa) + v) * isa.lanes, isa.lanes)
+    def slot(self, isa: Isa, r: int, v: int) -> int:
+        """The number of sum vector v of row r."""
+        return r * self.vectors(isa) + v
 
 
 @dataclass(frozen=True)
@@ -156,12 +166,14 @@ def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, body: 
     row_tiles = tirx.ceildiv(m, tile.rows)
     if groups < FEW_GROUPS:  # rows have to busy the threads
         chunk = min(chunk, 64)
-    height = max(1, chunk // tile.rows)
-    with T.parallel(tirx.ceildiv(row_tiles, height) * groups) as number:
+    most = max(1, chunk // tile.rows)
+    chunks = let(tirx.ceildiv(row_tiles, most))
+    height = let(tirx.ceildiv(row_tiles, tirx.max(chunks, 1)))  # all chunks about as large
+    with T.parallel(chunks * groups) as number:
         IRBuilder.name("task", number)
         first = let(number // groups * height)
         column = let(tirx.min(number % groups * tile.columns, count - tile.columns))
-        held = T.alloc_buffer((height, tile.size), "float32")
+        held = T.alloc_buffer((most, tile.size), "float32")
 
         def row(i: Expr) -> Expr:
             return let(tirx.min((first + i) * tile.rows, m - tile.rows))
@@ -174,44 +186,45 @@ def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, body: 
 
         def each_tile(add: Add) -> None:
             with T.serial(task.count) as i:
-                sums = T.alloc_buffer((tile.size,), "float32", scope="local")
-                for lane in lanes:
-                    T.buffer_store(sums, held[i, lane], [lane])
+                sums = Registers(len(lanes), "float32", isa.lanes)
+                for number, lane in enumerate(lanes):
+                    sums[number] = held[i, lane]
                 add(Place(tile, sums, row(i), column))
-                for lane in lanes:
-                    T.buffer_store(held, sums[lane], [i, lane])
+                for number, lane in enumerate(lanes):
+                    T.buffer_store(held, sums[number], [i, lane])
 
         body(task, each_tile)
         with T.serial(task.count) as i:
-            _emit_output(isa, Place(tile, held, row(i), column), i, output)
+            _emit_output(isa, task, held, i, output)
 
 
-def _emit_output(isa: Isa, place: Place, i: Expr, output: Output) -> None:
+def _emit_output(isa: Isa, task: Task, held: Any, i: Expr, output: Output) -> None:
     """From the sums of row tile i to y, row by row: a loop, for the activation's code is long."""
-    tile = place.tile
+    tile, first = task.tile, task.row(i)
     ragged = output.n % COLUMNS
     with T.serial(tile.rows) as r:
-        scale = _tensor_scale(output, place.row + r)
+        row = let(first + r)
+        scale = _tensor_scale(output, row)
         for j in range(tile.columns):
             values = [
-                let(place.sums[i, at((r * tile.columns + j) * COLUMNS + v, isa.lanes)])
+                let(held[i, at((r * tile.columns + j) * COLUMNS + v, isa.lanes)])
                 for v in range(0, COLUMNS, isa.lanes)
             ]
             if ragged and j == tile.columns - 1:
-                with T.If(place.column + j == tiles(output.n) - 1):
+                with T.If(task.column + j == tiles(output.n) - 1):
                     with T.Then():
-                        _emit_columns(place, output, r, j, values, scale, ragged)
+                        _emit_columns(task.column + j, output, row, values, scale, ragged)
                     with T.Else():
-                        _emit_columns(place, output, r, j, values, scale, COLUMNS)
+                        _emit_columns(task.column + j, output, row, values, scale, COLUMNS)
             else:
-                _emit_columns(place, output, r, j, values, scale, COLUMNS)
+                _emit_columns(task.column + j, output, row, values, scale, COLUMNS)
 
 
 def _emit_columns(
-    place: Place, output: Output, r: Expr, j: int, values: list[Expr], scale: Expr, width: int
+    column: Expr, output: Output, row: Expr, values: list[Expr], scale: Expr, width: int
 ) -> None:
-    """Finish and store the first `width` columns of tile j of row r."""
-    n0 = (place.column + j) * COLUMNS
+    """Finish and store the first `width` columns of a tile of a row."""
+    n0 = column * COLUMNS
     for v, value in enumerate(values):
         lanes = COLUMNS // len(values)
         valid = min(lanes, width - v * lanes)
@@ -220,7 +233,7 @@ def _emit_columns(
         start = n0 + v * lanes
         bias = None if output.bias is None else load(output.bias, (), start, lanes, valid)
         y = ACTIVATIONS[output.activation](bound(_affine(value, scale, bias)))
-        store(output.y, (place.row + r,), start, y, valid)
+        store(output.y, (row,), start, y, valid)
 
 
 def _affine(value: Expr, scale: Expr | None, bias: Expr | None) -> Expr:

@@ -239,5 +239,4 @@ def _add_outer(isa: Isa, place: Place, x: Any, k: Expr, vectors: list[Expr]) -> 
         value = let(splat(x[place.row + r, k], "float32", isa.lanes))
         for v, vector in enumerate(vectors):
             slot = place.slot(isa, r, v)
-            total = fma(value, vector, place.sums[slot])
-            T.buffer_store(place.sums, total, [slot])
+            place.sums[slot] = fma(value, vector, place.sums[slot])

@@ -43,7 +43,7 @@ SHAPES = {
     GENERIC: ((1, 2, 4), (1, 2)),
 }
 DEFAULTS = {
-    AVX512_VNNI: Config(rows=4, columns=3, depth=1024, chunk=256, small_columns=4),
+    AVX512_VNNI: Config(rows=4, columns=3, depth=512, chunk=256, small_columns=4),
     AVX2: Config(rows=4, columns=1, depth=512, chunk=64, small_columns=2),
     GENERIC: Config(rows=2, columns=1, depth=512, chunk=64, small_columns=1),
 }

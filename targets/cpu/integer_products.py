@@ -16,6 +16,7 @@ from lbcompiler.formats import BlockFormat, Element
 from lbcompiler.targets.cpu.gemm import Place, Task
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
+    Registers,
     activation_group,
     bits_of,
     cast,
@@ -58,12 +59,12 @@ class Activations:
 
     def unusual(self, task: Task) -> Expr:
         """Not 0 if a row of the task is not plain."""
-        found = T.alloc_buffer((1,), "int32", scope="local")
-        T.buffer_store(found, tirx.const(0, "int32"), [0])
+        found = Registers(1, "int32", 1)
+        found[0] = tirx.const(0, "int32")
         with T.serial(task.count) as i:
             row = task.row(i)
             for r in range(task.tile.rows):
-                T.buffer_store(found, found[0] | self.flags[row + r, 0], [0])
+                found[0] = found[0] | self.flags[row + r, 0]
         return found[0]
 
     def scale(self, row: Expr, block: Expr) -> Expr:
@@ -84,7 +85,8 @@ class Products:
 
     def add(self, place: Place, first: Expr, count: Expr) -> None:
         """Blocks `first` to below `first + count`, ascending."""
-        products = T.alloc_buffer((place.tile.size,), "int32", scope="local")
+        count_of_sums = place.tile.rows * place.vectors(self.isa)
+        products = Registers(count_of_sums, "int32", self.isa.lanes)
         with T.serial(count) as i:
             IRBuilder.name("block", i)
             block = let(first + i)
@@ -94,31 +96,34 @@ class Products:
             )
             self._accumulate(place, products, block, self.weights.factors(place, i))
 
-    def _start(self, place: Place, products: Any, block: Expr) -> None:
+    def _start(self, place: Place, products: Registers, block: Expr) -> None:
         for r in range(place.tile.rows):
             start = self.activations.starts[place.row + r, block]
             start = let(splat(start, "int32", self.isa.lanes))
             for v in range(place.vectors(self.isa)):
-                T.buffer_store(products, start, [place.slot(self.isa, r, v)])
+                products[place.slot(self.isa, r, v)] = start
 
-    def _dot(self, place: Place, products: Any, block: Expr, k: Expr, vectors: list[Expr]) -> None:
+    def _dot(
+        self, place: Place, products: Registers, block: Expr, k: Expr, vectors: list[Expr]
+    ) -> None:
         values = self.activations.values
         for r in range(place.tile.rows):
             at = block * self.activations.block + k
             group = let(activation_group(self.isa, values, place.row + r, at))
             for v, weight in enumerate(vectors):
                 slot = place.slot(self.isa, r, v)
-                T.buffer_store(products, dot(self.isa, products[slot], weight, group), [slot])
+                products[slot] = dot(self.isa, products[slot], weight, group)
 
-    def _accumulate(self, place: Place, products: Any, block: Expr, factors: list[Expr]) -> None:
+    def _accumulate(
+        self, place: Place, products: Registers, block: Expr, factors: list[Expr]
+    ) -> None:
         for r in range(place.tile.rows):
             scale = self.activations.scale(place.row + r, block)
             scale = let(splat(scale, "float32", self.isa.lanes))
             for v, factor in enumerate(factors):
                 slot = place.slot(self.isa, r, v)
                 value = cast("float32", products[slot])
-                total = fma(value, self._scale(factor, scale), place.sums[slot])
-                T.buffer_store(place.sums, total, [slot])
+                place.sums[slot] = fma(value, self._scale(factor, scale), place.sums[slot])
 
     def _scale(self, factor: Expr, scale: Expr) -> Expr:
         if not str(factor.ty.dtype).startswith("int32"):

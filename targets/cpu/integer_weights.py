@@ -18,6 +18,7 @@ from lbcompiler.targets.cpu.gemm import Place, Task
 from lbcompiler.targets.cpu.integer_products import ONE_BITS, PLAIN, UseGroup
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
+    Registers,
     at,
     bits_of,
     bound,
@@ -106,7 +107,7 @@ class Panel:
         kind = "int32" if may_be_plain else "float32"
         self.scales = T.alloc_buffer((depth, self.vectors * isa.lanes), kind)
         if may_be_plain:
-            self._unusual = T.alloc_buffer((isa.lanes,), "int32", scope="local")
+            self._unusual = Registers(1, "int32", isa.lanes)
 
     def decode(self, first: Expr, count: Expr) -> None:
         """Blocks `first` to below `first + count`."""
@@ -119,9 +120,8 @@ class Panel:
                     for group, operand in enumerate(operands):
                         position = [load * weights.groups + group, at(v * self.width, self.width)]
                         T.buffer_store(self.codes, operand, position)
-        lanes = at(0, isa.lanes)
         if self.may_be_plain:
-            T.buffer_store(self._unusual, splat(0, "int32", isa.lanes), [lanes])
+            self._unusual[0] = splat(0, "int32", isa.lanes)
         with T.serial(count) as i:
             for v in range(self.vectors):
                 position = [i, at(v * isa.lanes, isa.lanes)]
@@ -129,8 +129,7 @@ class Panel:
                 if self.may_be_plain:
                     bits = bits_of(factor) - splat(ONE_BITS, "int32", isa.lanes)
                     distance = self._distance(let(first + i), v)
-                    total = maximum(self._unusual[lanes], distance)
-                    T.buffer_store(self._unusual, total, [lanes])
+                    self._unusual[0] = maximum(self._unusual[0], distance)
                     factor = bits
                 T.buffer_store(self.scales, factor, position)
 
@@ -143,7 +142,7 @@ class Panel:
 
     def unusual(self) -> Expr:
         """Not 0 if a scale of the panel is not plain."""
-        largest = reduce_max_unsigned(self._unusual[at(0, self.weights.isa.lanes)])
+        largest = reduce_max_unsigned(self._unusual[0])
         return tirx.Select(largest > PLAIN, tirx.const(1, "int32"), tirx.const(0, "int32"))
 
     def each_group(self, place: Place, block: Expr, use: UseGroup) -> None:

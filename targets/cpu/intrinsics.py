@@ -126,6 +126,20 @@ def bound(x: Expr) -> Expr:
     return held[at(0, lanes)]
 
 
+class Registers:
+    """Vectors that are set again and again, each by its number: buffers as of `bound`."""
+
+    def __init__(self, count: int, kind: str, lanes: int) -> None:
+        self._held = [T.alloc_buffer((lanes,), kind) for _ in range(count)]
+        self._at = at(0, lanes)
+
+    def __getitem__(self, number: int) -> Expr:
+        return self._held[number][self._at]
+
+    def __setitem__(self, number: int, value: Expr) -> None:
+        T.buffer_store(self._held[number], value, [self._at])
+
+
 def let(x: Expr) -> Expr:
     """x by name: for an index, which TVM may take apart, and for what is read from memory, which it
     does not.

@@ -25,6 +25,7 @@ from lbcompiler.targets.cpu.block_scales import RULES, Scales, scales_of
 from lbcompiler.targets.cpu.decode import divisor
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
+    Registers,
     at,
     bound,
     cast,
@@ -244,22 +245,21 @@ class Quantizer:
         """g: the largest finite |x| of the row over max * 448, at least 2^-126; 1 for a row of
         zeros.
         """
-        largest = T.alloc_buffer((LANES,), "int32", scope="local")
-        lanes = at(0, LANES)
-        T.buffer_store(largest, splat(0, "int32", LANES), [lanes])
+        largest = Registers(1, "int32", LANES)
+        largest[0] = splat(0, "int32", LANES)
 
         def one_vector(start: Expr, valid: int) -> None:
             bits = let(magnitude_bits(self.source.load(row, start, LANES, valid)))
             is_finite = bits < like(bits, "int32", INFINITY_BITS)
             finite = choose(is_finite, bits, like(bits, "int32", 0))
-            T.buffer_store(largest, maximum(largest[lanes], finite), [lanes])
+            largest[0] = maximum(largest[0], finite)
 
         if k // LANES:
             with T.serial(k // LANES) as i:
                 one_vector(let(i * LANES), LANES)
         if k % LANES:
             one_vector(k // LANES * LANES, k % LANES)
-        amax = bound(real_of(reduce_max_unsigned(largest[lanes])))
+        amax = bound(real_of(reduce_max_unsigned(largest[0])))
         g = bound(amax / _number(self.fmt.element.max * 448.0))
         at_least = tirx.Select(
             g < _number(_SMALLEST_TENSOR_SCALE), _number(_SMALLEST_TENSOR_SCALE), g
@@ -275,18 +275,16 @@ class _Flags:
 
     def begin(self) -> None:
         if self.flags is not None:
-            self.found = T.alloc_buffer((LANES,), "int32", scope="local")
-            T.buffer_store(self.found, splat(0, "int32", LANES), [at(0, LANES)])
+            self.found = Registers(1, "int32", LANES)
+            self.found[0] = splat(0, "int32", LANES)
 
     def add(self, scale: Scales) -> None:
         if self.flags is not None:
-            lanes = at(0, LANES)
-            total = self.found[lanes] | scale.is_unusual(self.divided)
-            T.buffer_store(self.found, total, [lanes])
+            self.found[0] = self.found[0] | scale.is_unusual(self.divided)
 
     def finish(self, row: Expr) -> None:
         if self.flags is not None:
-            total = reduce_max_unsigned(self.found[at(0, LANES)])
+            total = reduce_max_unsigned(self.found[0])
             T.buffer_store(self.flags, total, [row, 0])
 
 
