@@ -40,7 +40,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     store,
     vector,
 )
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
+from lbcompiler.targets.cpu.isa import GENERIC, Isa
 from lbcompiler.targets.cpu.transpose import transposed
 
 
@@ -55,7 +55,7 @@ class Config:
     block: int = 128
 
 
-CONFIGS = {AVX512_VNNI: Config(2, 8), AVX2: Config(2, 5)}  # sums fill the registers, but a few
+CONFIGS = {16: Config(2, 8), 8: Config(2, 5)}  # by lanes: sums fill the registers, but a few
 FEW_REGISTERS = Config(1, 2)
 
 
@@ -64,7 +64,8 @@ def attention(what: Attention, isa: Isa, config: Config | None = None) -> Any:
     with kernel() as builder:
         operands = declare(what)
         with root_block():
-            _emit_tasks(operands, isa, config or CONFIGS.get(isa, FEW_REGISTERS))
+            default = FEW_REGISTERS if isa == GENERIC else CONFIGS[isa.lanes]
+            _emit_tasks(operands, isa, config or default)
     return builder.get()
 
 

@@ -9,7 +9,6 @@ from tvm import tirx
 
 from lbcompiler.formats import BlockFormat, Element
 from lbcompiler.targets.cpu.decode import NAN_BITS
-from lbcompiler.targets.cpu.integer_products import PLAIN
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     bits_of,
@@ -23,6 +22,7 @@ from lbcompiler.targets.cpu.intrinsics import (
 )
 from lbcompiler.targets.cpu.rounding import INFINITY_BITS, to_nearest
 
+NOT_PLAIN = 1 << 10
 RULES = {"e8m0": ("floor", "rceil", "even"), "e4m3": ("absmax",)}
 
 
@@ -31,7 +31,7 @@ class Scales:
     """float32 `value`s, NaN for a block that has one; there, and for zeros, `keep` is 0, else -1.
 
     x times (`divides`: over) `by` is x in units of the scale. `exponent` is that of a power of two,
-    or too large to be plain for NaN.
+    NOT_PLAIN for NaN.
     """
 
     value: Expr
@@ -46,12 +46,11 @@ class Scales:
         by = spread(self.by, lane)
         return bound(kept / by if self.divides else kept * by)
 
-    def is_unusual(self, divided: int) -> Expr:
-        """1 in the lanes whose scale, a power of two over `divided`, is not plain; 0 in others."""
+    def is_unusual(self, limit: int, divided: int = 1) -> Expr:
+        """The lanes whose scale, a power of two over `divided`, has an exponent above +- limit."""
         exponent = bound(self.exponent - like(self.exponent, "int32", int(np.log2(divided))))
         distance = maximum(exponent, like(exponent, "int32", 0) - exponent)
-        zero, one = (like(exponent, "int32", value) for value in (0, 1))
-        return choose(distance > like(exponent, "int32", PLAIN), one, zero)
+        return distance > like(exponent, "int32", limit)
 
 
 def scales_of(fmt: BlockFormat, rule: str, maxima: Expr, row_scale: Expr | None) -> Scales:
@@ -70,7 +69,7 @@ def _power_scales(element: Element, rule: str, maxima: Expr, is_finite: Expr, ke
     exponent = bound(exponent & keep)  # a block of zeros: any scale does, and 1 is plain
     value = choose(is_finite, _power_bits(exponent), _whole(NAN_BITS, maxima))
     inverse = real_of(_power_bits(_whole(0, maxima) - exponent))
-    kept = choose(is_finite, exponent, _whole(2 * PLAIN, maxima))
+    kept = choose(is_finite, exponent, _whole(NOT_PLAIN, maxima))
     return Scales(bound(real_of(value)), keep, bound(inverse), False, bound(kept))
 
 

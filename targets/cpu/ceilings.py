@@ -4,7 +4,7 @@ linear's speed is a share of.
 | ceiling | its kernel | unit |
 |---|---|---|
 | `dot` | int8 dot products between registers (`intrinsics.dot`) | GOP/s, 2 a product and sum |
-| `bf16` | bfloat16 products between registers (`dot_bf16`), where the host has them | GFLOP/s |
+| `bf16` | bfloat16 products between registers (`dot_bf16`), where the ISA has them | GFLOP/s |
 | `fma` | float32 FMAs between registers | GFLOP/s |
 | `read` | every byte of a buffer that no cache holds, once, some streams a thread | GB/s |
 """
@@ -22,7 +22,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import dot_bf16
 from lbcompiler.targets.cpu.intrinsics import at, dot, fma, kernel, let, root_block, splat, wide
-from lbcompiler.targets.cpu.isa import AVX512_VNNI, Isa, host_flags
+from lbcompiler.targets.cpu.isa import Isa
 
 CHAINS = {16: 20, 8: 8}  # independent sums by lanes: latency x throughput, within the registers
 STEPS = 400_000  # about two milliseconds: starting the threads takes some ten microseconds
@@ -67,7 +67,7 @@ def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
     functions = {name: _peak(isa, threads, peak) for name, peak in peaks.items()}
     functions["read"] = _read(threads)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
-    module = tvm.compile(tvm.IRModule(named), target=_target(isa, peaks))
+    module = tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
     return {"read": _read_ceiling(module["read"], threads)} | {
         name: _peak_ceiling(module[name], isa, threads, peak) for name, peak in peaks.items()
     }
@@ -85,10 +85,10 @@ def _peaks(isa: Isa) -> dict[str, Peak]:
         return fma(x, y, total)
 
     peaks = {
-        "dot": Peak("int32", "uint8", width, isa.k_group, dot_step, isa != AVX512_VNNI),
+        "dot": Peak("int32", "uint8", width, isa.k_group, dot_step, not isa.is_avx512),
         "fma": Peak("float32", "float32", isa.lanes, 1, fma_step),
     }
-    if isa == AVX512_VNNI and dot_bf16.FLAG in host_flags():
+    if isa.has_bf16:
         peaks["bf16"] = Peak(
             "float32",
             "int32",
@@ -98,13 +98,6 @@ def _peaks(isa: Isa) -> dict[str, Peak]:
             around=dot_bf16.importing_dot_bf16,
         )
     return peaks
-
-
-def _target(isa: Isa, peaks: dict[str, Peak]) -> Any:
-    if "bf16" not in peaks:
-        return isa.tvm_target()
-    wanted = {*isa.attributes, dot_bf16.ATTRIBUTE}
-    return tvm.target.Target({"kind": "llvm", "mcpu": isa.processor, "mattr": sorted(wanted)})
 
 
 def _peak(isa: Isa, threads: int, peak: Peak) -> Any:

@@ -28,7 +28,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     real_of,
     wide,
 )
-from lbcompiler.targets.cpu.isa import AVX512_VNNI, GENERIC, Isa
+from lbcompiler.targets.cpu.isa import GENERIC, Isa
 from lbcompiler.targets.cpu.layout import offset_mask
 
 NAN_BITS = 0x7FC00000
@@ -87,8 +87,10 @@ def divisor(element: Element) -> int:
 
 def real_value(isa: Isa, element: Element, stored: Expr) -> Expr:
     """float32: the codes' values times `divisor`."""
+    if element.integer_multiplier is None and isa != GENERIC:
+        return _through_half(element.exponent_bits, element.mantissa_bits, stored)
     code = bound(cast("int32", stored))
-    if element.bits == 4 and isa == AVX512_VNNI:
+    if element.bits == 4 and isa.is_avx512:
         flipped = np.arange(16) ^ offset_mask(element)
         return look_up_float(element.values[flipped] * divisor(element), code)
     if element.is_integer:
@@ -106,7 +108,7 @@ def scale_value(isa: Isa, kind: str, stored: Expr) -> Expr:
     are NaN.
     """
     if kind == "e4m3" and isa != GENERIC:
-        return _e4m3_through_half(stored)
+        return _through_half(4, 3, stored)
     byte = let(cast("int32", stored))
     if kind == "e4m3":
         return _small_float(byte, exponent_bits=4, mantissa_bits=3, nan_from=127)
@@ -116,18 +118,25 @@ def scale_value(isa: Isa, kind: str, stored: Expr) -> Expr:
     return real_of(choose(is_nan, like(byte, "int32", NAN_BITS), at_least))
 
 
-def _e4m3_through_half(stored: Expr) -> Expr:
-    """E4M3 bytes -> float32: a half float with the same fields is the value over 2^8, subnormals
-    too, and the processor converts it.
+def _through_half(exponent_bits: int, mantissa_bits: int, stored: Expr) -> Expr:
+    """Codes of E4M3, E5M2 or E3M2 -> float32: a half float with the same fields is the value over a
+    power of two, subnormals too, and the processor converts it.
     """
     lanes = lanes_of(stored)
-    byte = tirx.Cast(wide("int16", lanes), tirx.reinterpret(wide("int8", lanes), stored))
-    fields = bound(byte << like(byte, "int16", 7) & like(byte, "int16", ~(1 << 14)))
-    magnitude = like(byte, "int16", 0x7F << 7)
-    is_nan = tirx.EQ(fields & magnitude, magnitude)
-    half = choose(is_nan, like(byte, "int16", 0x7E00), fields)
+    code = tirx.Cast(wide("int16", lanes), stored)
+    shift, width = 10 - mantissa_bits, exponent_bits + mantissa_bits
+    magnitude = (1 << width) - 1
+    if exponent_bits == 5:
+        half = code << like(code, "int16", shift)
+    else:
+        fields = bound((code & like(code, "int16", magnitude)) << like(code, "int16", shift))
+        if exponent_bits == 4:  # the one NaN of E4M3
+            is_nan = tirx.EQ(fields, like(code, "int16", magnitude << shift))
+            fields = choose(is_nan, like(code, "int16", 0x7E00), fields)
+        half = fields | (code & like(code, "int16", 1 << width)) << like(code, "int16", 15 - width)
     value = tirx.Cast(wide("float32", lanes), tirx.reinterpret(wide("float16", lanes), half))
-    return value * like(value, "float32", 2.0**8)
+    bias = (1 << (exponent_bits - 1)) - 1
+    return value if bias == 15 else value * like(value, "float32", 2.0 ** (15 - bias))
 
 
 def _magnitude(element: Element, code: Expr, kind: str) -> Expr:

@@ -13,9 +13,6 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu.intrinsics import Expr
 
-FLAG = "avx512_bf16"  # of processors that have it, as Linux spells it
-ATTRIBUTE = "+avx512bf16"  # of an LLVM target that may use it
-
 _NAME = "lbc_dot_bf16"
 _LLVM = f"""
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
@@ -39,8 +36,8 @@ def importing_dot_bf16() -> Iterator[None]:
 def dot_bf16(total: Expr, a: Expr, b: Expr) -> Expr:
     """total + a0 * b0 + a1 * b1 in each of 16 float32 lanes.
 
-    a and b are int32x16 holding bfloat16 pairs, the first in the low half. The hardware rounds each
-    of the two sums to nearest even, whatever the thread's rounding mode, and takes denormals as
-    zero.
+    a and b are int32x16 holding bfloat16 pairs. Two FMAs, that of the high halves first (Intel's
+    manual has it so, and Zen 5 does it), each rounded to nearest even whatever the thread's
+    rounding mode, with denormals taken as zero.
     """
     return tirx.call_extern("float32x16", _NAME, total, a, b)

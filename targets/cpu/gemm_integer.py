@@ -33,17 +33,21 @@ from lbcompiler.targets.cpu.gemm import Config, EachTile, Output, Task, emit_gem
 from lbcompiler.targets.cpu.integer_products import Activations, Products, multiplier
 from lbcompiler.targets.cpu.integer_weights import DirectWeights, Panel
 from lbcompiler.targets.cpu.intrinsics import dot_takes_unsigned, kernel, let, root_block
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, GENERIC, Isa
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
+AVX512_TILES = ((3, 4, 6, 8, 12), (1, 2, 3, 4))
+AVX512_DEFAULT = Config(rows=4, columns=3, depth=512, chunk=256, small_columns=4)
 SHAPES = {
-    AVX512_VNNI: ((3, 4, 6, 8, 12), (1, 2, 3, 4)),
+    AVX512_BF16: AVX512_TILES,
+    AVX512_VNNI: AVX512_TILES,
     AVX2: ((2, 4, 6), (1, 2)),
     GENERIC: ((1, 2, 4), (1, 2)),
 }
 DEFAULTS = {
-    AVX512_VNNI: Config(rows=4, columns=3, depth=512, chunk=256, small_columns=4),
+    AVX512_BF16: AVX512_DEFAULT,
+    AVX512_VNNI: AVX512_DEFAULT,
     AVX2: Config(rows=4, columns=1, depth=512, chunk=64, small_columns=2),
     GENERIC: Config(rows=2, columns=1, depth=512, chunk=64, small_columns=1),
 }

@@ -9,7 +9,7 @@ and not on others. Where bits are part of the contract, the code says `fma` or l
 product.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, Isa
+from lbcompiler.targets.cpu.isa import AVX2, Isa
 
 Expr = Any  # a tvm.tirx expression; TVM ships no type stubs
 
@@ -65,9 +65,14 @@ def vector(values: Sequence[Expr]) -> Expr:
     return values[0] if len(values) == 1 else tirx.Shuffle(list(values), list(range(len(values))))
 
 
+def lanes_at(x: Expr, lanes: Iterable[int]) -> Expr:
+    """These lanes of x, in their order."""
+    return tirx.Shuffle([x], list(lanes))
+
+
 def part(x: Expr, start: int, lanes: int) -> Expr:
     """`lanes` lanes of x from `start` on."""
-    return tirx.Shuffle([x], list(range(start, start + lanes)))
+    return lanes_at(x, range(start, start + lanes))
 
 
 def at(start: Expr, lanes: int) -> Expr:
@@ -193,7 +198,7 @@ def reduce_sum(x: Expr) -> Expr:
 
 def spread(x: Expr, lane: int) -> Expr:
     """One lane of x in all lanes."""
-    return tirx.Shuffle([x], [lane] * lanes_of(x))
+    return lanes_at(x, [lane] * lanes_of(x))
 
 
 def reduce_each(vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
@@ -226,7 +231,14 @@ def every(x: Expr, count: int) -> Expr:
     step = lanes_of(x) // count
     if step == 1:
         return x
-    return tirx.Shuffle([x], [i * step for i in range(count)])
+    return lanes_at(x, range(0, count * step, step))
+
+
+def shift_right(bits: Expr, by: int) -> Expr:
+    """int32 bits, zeros coming in."""
+    kind = bits.ty.dtype
+    unsigned = tirx.reinterpret(f"u{kind}", bits)
+    return tirx.reinterpret(kind, unsigned >> splat(by, "uint32", lanes_of(bits)))
 
 
 def look_up(isa: Isa, table: Sequence[int], indices: Expr) -> Expr:
@@ -234,7 +246,7 @@ def look_up(isa: Isa, table: Sequence[int], indices: Expr) -> Expr:
     lanes = lanes_of(indices)
     words = [int.from_bytes(bytes(table[i : i + 4]), "little", signed=True) for i in (0, 4, 8, 12)]
     entries = vector([tirx.const(word, "int32") for word in words * (lanes // 16)])
-    name = {AVX512_VNNI: "llvm.x86.avx512.pshuf.b.512", AVX2: "llvm.x86.avx2.pshuf.b"}[isa]
+    name = "llvm.x86.avx512.pshuf.b.512" if isa.is_avx512 else "llvm.x86.avx2.pshuf.b"
     table_vector = tirx.reinterpret(f"uint8x{lanes}", entries)
     return call(f"uint8x{lanes}", name, table_vector, indices)
 
@@ -260,7 +272,7 @@ def dot(isa: Isa, total: Expr, weights: Expr, activations: Expr) -> Expr:
 
     Exact: on AVX2 the sum of two products has to fit 16 bits, which `dot_takes_unsigned` decides.
     """
-    if isa == AVX512_VNNI:
+    if isa.is_avx512:
         name = "llvm.x86.avx512.vpdpbusd.512"
         return call(total.ty.dtype, name, total, weights, activations)
     if isa == AVX2:

@@ -3,8 +3,9 @@ parameter.
 
 Three are enough to reach what machines in use can do with an int8 dot product: `vpdpbusd` (four
 products a lane in one instruction), `vpmaddubsw` + `vpmaddwd` (the same in two, with a 16-bit step
-between), and plain widening integer arithmetic that every LLVM target has. The results are the
-same, bit for bit; an artifact names the one it needs. A target names a neutral processor model and
+between), and plain widening integer arithmetic that every LLVM target has. A fourth adds to the
+first `vdpbf16ps`, for formats whose codes are no small integers. The results are the same, bit for
+bit; an artifact names the one it needs. A target names a neutral processor model and
 no more features than its level has, so that code built on one machine runs on every other machine
 of that level.
 """
@@ -48,15 +49,32 @@ class Isa:
             options["mattr"] = list(self.attributes)
         return tvm.target.Target(options)
 
+    @property
+    def is_avx512(self) -> bool:
+        return "avx512f" in self.requires
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies pairs of bfloat16 (`dot_bf16`)."""
+        return "avx512_bf16" in self.requires
+
     def runs_on(self, host: "Isa") -> bool:
         """Whether a machine whose best is `host` can execute code compiled for this."""
         return self.requires <= host.requires
 
 
 AVX512_VNNI = Isa("avx512_vnni", 16, 4, _LEVEL_4 | {"avx512_vnni"}, "x86-64-v4", ("+avx512vnni",))
+AVX512_BF16 = Isa(
+    "avx512_bf16",
+    16,
+    4,
+    AVX512_VNNI.requires | {"avx512_bf16"},
+    "x86-64-v4",
+    ("+avx512vnni", "+avx512bf16"),
+)
 AVX2 = Isa("avx2", 8, 4, _LEVEL_3, "x86-64-v3")
 GENERIC = Isa("generic", 16, 1, frozenset())
-ISAS = (AVX512_VNNI, AVX2, GENERIC)  # best first
+ISAS = (AVX512_BF16, AVX512_VNNI, AVX2, GENERIC)  # best first
 
 
 def isa_named(name: str) -> Isa:

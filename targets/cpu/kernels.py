@@ -16,6 +16,7 @@ import numpy as np
 
 from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.targets.cpu.decode import divisor
+from lbcompiler.targets.cpu.float_activations import pair_stride
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.gemm_float import FloatGemm
 from lbcompiler.targets.cpu.gemm_integer import IntegerGemm
@@ -64,7 +65,7 @@ class LinearKernel:
         if self.act is None:
             return "float32"
         if not self.is_integer:
-            return f"{self.act.name}_float"
+            return f"{self.act.name}_{'pairs' if self._takes_pairs else 'float'}"
         flags = "_flags" if self._integer_gemm.adds_exponents else ""
         parts = (self.block, f"zero{self.zero_point}", f"over{self._weight_divisor}{flags}")
         return f"{self.act.name}_by{'_'.join(map(str, parts))}"
@@ -79,7 +80,8 @@ class LinearKernel:
             return None
         quantizer = Quantizer(self.act, source or Rows())
         if not self.is_integer:
-            return quantizer.float_operands(k, scale_rule)
+            operands = quantizer.pair_operands if self._takes_pairs else quantizer.float_operands
+            return operands(k, scale_rule)
         return quantizer.integer_operands(
             k,
             scale_rule,
@@ -94,6 +96,9 @@ class LinearKernel:
         if self.act is None:
             return [((k,), "float32")]
         row_scales: list[Spec] = [((1,), "float32")] if self.act.has_tensor_scale else []
+        if self._takes_pairs:
+            scaled: list[Spec] = [((self.act.blocks(k),), "float32"), ((1,), "int32")]
+            return [((pair_stride(k),), "int32"), *(row_scales or scaled)]
         if not self.is_integer:
             return [((k,), "float32"), *row_scales]
         flags: list[Spec] = [((1,), "int32")] if self._integer_gemm.adds_exponents else []
@@ -152,6 +157,11 @@ class LinearKernel:
     def zero_point(self) -> int:
         """What stands for zero in an integer kernel's weights, and its start values take off."""
         return self._integer_gemm.zero_point
+
+    @property
+    def _takes_pairs(self) -> bool:
+        gemm = self._gemm
+        return isinstance(gemm, FloatGemm) and gemm.takes_pairs
 
     @property
     def _group(self) -> int:

@@ -4,7 +4,7 @@ defines, bit for bit.
 The operands of an integer GEMM are not codes but what its loop multiplies: small integers, scales
 in float32 with the elements' multipliers taken off, and for each block the value that an int32
 accumulator starts from, -zero point * sum. Those of a float GEMM are code * scale, which is exact
-in float32.
+in float32; as pairs of bfloat16 where a GEMM takes those (float_activations.py).
 
 Rows are independent, and parallel. Within a row sixteen blocks go together: their maxima end up in
 the lanes of one vector, which all of the arithmetic of scales then takes at once, and so do their
@@ -21,17 +21,21 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
+from lbcompiler.targets.cpu import float_activations, integer_products
 from lbcompiler.targets.cpu.block_scales import RULES, Scales, scales_of
 from lbcompiler.targets.cpu.decode import divisor
+from lbcompiler.targets.cpu.float_activations import PairRows
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     Registers,
     at,
+    bits_of,
     bound,
     cast,
     choose,
     every,
     kernel,
+    lanes_at,
     let,
     like,
     load,
@@ -40,6 +44,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     reduce_each,
     reduce_max_unsigned,
     root_block,
+    shift_right,
     splat,
     spread,
     store,
@@ -159,7 +164,7 @@ class Quantizer:
             divided = divisor(self.fmt.element) * weight_divisor
             inverse = 1.0 / divided
 
-            unusual = _Flags(flags, divided)
+            unusual = _Flags(flags, integer_products.PLAIN, divided)
 
             def emit(group: Group, scale: Scales) -> None:
                 by = like(scale.value, "float32", inverse)
@@ -204,6 +209,38 @@ class Quantizer:
                         store(values, (group.row,), start, value, valid)
 
             self._emit_rows(m, k, rule, row_scales, emit)
+
+        return _prim_func(body)
+
+    def pair_operands(self, k: int, rule: str) -> Any:
+        """PrimFunc(x, the operands of `float_activations.PairRows`[, row_scales])."""
+        self.check(rule)
+
+        def body(m: Any) -> None:
+            self.source.arguments(m, k)
+            out = PairRows.declare(self.fmt, m, k)
+            row_scales = self._row_scales(m)
+            unusual = _Flags(out.flags, float_activations.PLAIN)
+
+            def emit(group: Group, scale: Scales) -> None:
+                factor = scale.value
+                if out.scales is not None:
+                    one, is_unusual = like(factor, "float32", 1.0), bound(unusual.add(scale))
+                    lanes = [group.row, at(group.first, group.count)]
+                    kept = choose(is_unusual > like(is_unusual, "int32", 0), factor, one)
+                    T.buffer_store(out.scales, every(kept, group.count), lanes)
+                    factor = choose(is_unusual > like(is_unusual, "int32", 0), one, factor)
+                factor = bound(factor)
+                for j in range(group.count):
+                    by = bound(spread(factor, j * group.lanes))
+                    for start, vector, _ in group.vectors(j):
+                        units = scale.units(vector, j * group.lanes)
+                        value = bits_of(bound(to_values(self.fmt.element, units) * by))
+                        high, low = (lanes_at(value, range(i, LANES, 2)) for i in (0, 1))
+                        pairs = high | shift_right(low, 16)
+                        T.buffer_store(out.pairs, pairs, [group.row, at(start // 2, LANES // 2)])
+
+            self._emit_rows(m, k, rule, row_scales, emit, unusual)
 
         return _prim_func(body)
 
@@ -270,17 +307,22 @@ class Quantizer:
 class _Flags:
     """Whether a row has a scale that is not plain, gathered over its blocks, where it is asked."""
 
-    def __init__(self, flags: Any, divided: int) -> None:
-        self.flags, self.divided = flags, divided
+    def __init__(self, flags: Any, limit: int, divided: int = 1) -> None:
+        self.flags, self.limit, self.divided = flags, limit, divided
 
     def begin(self) -> None:
         if self.flags is not None:
             self.found = Registers(1, "int32", LANES)
             self.found[0] = splat(0, "int32", LANES)
 
-    def add(self, scale: Scales) -> None:
-        if self.flags is not None:
-            self.found[0] = self.found[0] | scale.is_unusual(self.divided)
+    def add(self, scale: Scales) -> Expr:
+        """1 in the lanes of blocks whose scale is not plain, 0 in others."""
+        if self.flags is None:
+            return None
+        zero, one = (splat(value, "int32", LANES) for value in (0, 1))
+        flag = bound(choose(scale.is_unusual(self.limit, self.divided), one, zero))
+        self.found[0] = self.found[0] | flag
+        return flag
 
     def finish(self, row: Expr) -> None:
         if self.flags is not None:

@@ -9,6 +9,8 @@ import tvm
 from numpy.typing import NDArray
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
+from lbcompiler.targets.cpu.float_activations import PLAIN as PLAIN_FLOAT
+from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
 from lbcompiler.targets.cpu.integer_products import PLAIN
 from lbcompiler.targets.cpu.isa import ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
@@ -175,6 +177,23 @@ def integer_operands(kernel: LinearKernel, q: Quantized, x: Array | None = None)
         flags.append((~is_plain.all(-1, keepdims=True)).astype(np.int32))
     rows = [] if q.tensor_scale is None else [q.tensor_scale]
     return [apart, scales, starts.astype(np.int32), *flags, *rows]
+
+
+def pair_operands(kernel: LinearKernel, q: Quantized) -> list[Array]:
+    """What `kernel.quantize` makes for a GEMM of bfloat16 pairs; garbage between the rows."""
+    act, k = kernel.act, q.codes.shape[1]
+    values, scales = act.element.decode(q.codes), decode_scales(q.scales, act.scale)
+    of_k = np.arange(k) // act.block
+    extra: list[Array] = []
+    if act.scale == "e8m0":
+        is_plain = (scales <= 2.0**PLAIN_FLOAT) & (scales >= 2.0**-PLAIN_FLOAT)
+        kept = np.where(is_plain, np.float32(1), scales)
+        extra = [kept, (~is_plain.all(-1, keepdims=True)).astype(np.int32)]
+        scales = np.where(is_plain, scales, np.float32(1))
+    x = np.pad(values * scales[:, of_k], ((0, 0), (0, k % 2))).view(np.int32)
+    pairs = np.full((len(x), pair_stride(k)), 77, np.int32)
+    pairs[:, : pair_count(k)] = x[:, ::2] | x[:, 1::2] >> 16 & 0xFFFF
+    return [pairs, *extra, *([] if q.tensor_scale is None else [q.tensor_scale])]
 
 
 def any_weight(fmt: BlockFormat, n: int, k: int, seed: int) -> Quantized:

@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import ceilings, dot_bf16
 from lbcompiler.targets.cpu.intrinsics import at, kernel, root_block
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, GENERIC, Isa, host_flags
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, GENERIC, Isa, detect
 from tests.targets.cpu.reference import HERE
 
 
@@ -26,10 +26,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peak_loops_have_only_their_instruction_between_registers(
     name: str, instruction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "host_flags", lambda: {dot_bf16.FLAG})
-    peaks = ceilings._peaks(AVX512_VNNI)
-    function = ceilings._peak(AVX512_VNNI, 2, peaks[name]).with_attr("global_symbol", name)
-    target = ceilings._target(AVX512_VNNI, peaks)
+    peaks = ceilings._peaks(AVX512_BF16)
+    function = ceilings._peak(AVX512_BF16, 2, peaks[name]).with_attr("global_symbol", name)
+    target = AVX512_BF16.tvm_target()
     module = tvm.compile(tvm.IRModule({name: function}), target=target)
     lines = module.mod.inspect_source("asm").splitlines()
     held = [i for i, line in enumerate(lines) if line.split()[:1] == [instruction]]
@@ -45,7 +44,7 @@ def test_peak_loops_have_only_their_instruction_between_registers(
 def test_every_ceiling_runs(isa: Isa, threads: int) -> None:
     found = ceilings.ceilings(isa, threads)
     wanted = {"read"} if isa is GENERIC else {"read", "dot", "fma"}
-    if isa is AVX512_VNNI and dot_bf16.FLAG in host_flags():
+    if isa.has_bf16:
         wanted.add("bf16")
     assert set(found) == wanted
     for bound in found.values():
@@ -64,7 +63,7 @@ def test_avx2_repeats_no_product() -> None:
     assert code.count("vpmaddubsw") == code.count("vpmaddwd") > 0
 
 
-@pytest.mark.skipif(dot_bf16.FLAG not in host_flags(), reason="no bfloat16 dot product here")
+@pytest.mark.skipif(not detect().has_bf16, reason="no bfloat16 dot product here")
 def test_dot_bf16_adds_both_products() -> None:
     with kernel() as builder:
         x = T.arg("x", T.buffer((2, 16), "int32"))
@@ -72,7 +71,7 @@ def test_dot_bf16_adds_both_products() -> None:
         with root_block(), dot_bf16.importing_dot_bf16():
             total = dot_bf16.dot_bf16(y[at(0, 16)], x[0, at(0, 16)], x[1, at(0, 16)])
             T.buffer_store(y, total, [at(0, 16)])
-    target = ceilings._target(AVX512_VNNI, ceilings._peaks(AVX512_VNNI))
+    target = AVX512_BF16.tvm_target()
     function = builder.get().with_attr("global_symbol", "f")
     module = tvm.compile(tvm.IRModule({"f": function}), target=target)
     values = np.arange(64).reshape(2, 32).astype(ml_dtypes.bfloat16)

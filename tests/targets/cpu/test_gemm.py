@@ -121,3 +121,34 @@ def test_the_activation_comes_last(epilogue) -> None:
     after = np.maximum(before, 0) if epilogue == "relu" else half + half * erf(before / 2**0.5)
     y = run(kernel, module, x, w, bias.astype(np.float32))
     np.testing.assert_allclose(y, after, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    ("weight", "act"), [("mxint8", "mxfp4"), ("mxfp8", "mxfp8"), ("mxfp8_e5m2", "nvfp4")]
+)
+def test_scales_of_any_size(isa, weight, act) -> None:
+    """Whole tiles of rows and columns, a few of them with scales that are not plain, zero or NaN."""
+    kernel = kernel_for(FORMATS[weight], FORMATS[act], isa)
+    m, n, k = 40, 112, 160
+    config = Config(rows=4, columns=1, depth=64, chunk=8, small_columns=1)
+    module = compiled(
+        isa,
+        quantize=kernel.quantize(k, kernel.act.default_rule),
+        gemm=kernel.gemm(n, k, bias=False, config=config),
+    )
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    x[3, 40], x[10, :32], x[20:22, 64:] = np.nan, 0, 0
+    x[13] *= np.float32(2.0**-70)
+    x[25] *= np.float32(2.0**-127)
+    x[37, 96:] *= np.float32(2.0**100)
+    w = rng.standard_normal((n, k)).astype(np.float32)
+    w[5, 32:64], w[40, :] = 0, 0
+    w[33] *= np.float32(2.0**-65)
+    w[60, :32] *= np.float32(2.0**90)
+    w[100] *= np.float32(2.0**-120)
+    quantized = kernel.weight.quantize(w)
+    y = run(kernel, module, x, quantized)
+    np.testing.assert_array_equal(y, linear(kernel, x, quantized))
+    assert np.isfinite(y).mean() > 0.9

@@ -20,7 +20,7 @@ def test_an_instruction_set_is_found_by_its_name(isa) -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'sse9'.*avx512_vnni, avx2, generic"):
+    with pytest.raises(ConfigError, match=r"'sse9'.*avx512_bf16, avx512_vnni, avx2, generic"):
         isa_named("sse9")
 
 

@@ -8,13 +8,21 @@ from hypothesis.extra.numpy import arrays
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
+from lbcompiler.targets.cpu.block_scales import RULES
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import padded
-from lbcompiler.targets.cpu.block_scales import RULES
-from tests.targets.cpu.reference import HERE, call, compiled, exact_values, integer_operands
+from tests.targets.cpu.reference import (
+    HERE,
+    call,
+    compiled,
+    exact_values,
+    integer_operands,
+    pair_operands,
+)
 
 K = 77  # two whole blocks of 32 and a short one, four of 16 and a short one
+LONG = 16 * 32 + 15 * 32 + 5  # blocks in sixteens, eight, four, two, one, and a short one
 CASES = [(fmt.name, rule) for fmt in FORMATS.values() for rule in RULES[fmt.scale]]
 # a weight whose block differs, one whose zero point and multiplier do, and one in float
 WEIGHTS = ("mxfp4", "nvint4", "mxfp8")
@@ -48,6 +56,9 @@ def check(kernel: LinearKernel, function, x: np.ndarray, rule: str) -> None:
     specs = [((len(x), *shape), dtype) for shape, dtype in kernel.quantized_specs(x.shape[1])]
     operands = call(function, [x], *specs)
     fmt, q = kernel.act, kernel.act.quantize(x, rule, per_row=True)
+    if kernel.quantizer.endswith("_pairs"):
+        check_pairs(kernel, operands, x, q)
+        return
     if not kernel.is_integer:
         if fmt.has_tensor_scale:
             np.testing.assert_array_equal(operands.pop(), q.tensor_scale)
@@ -64,6 +75,29 @@ def check(kernel: LinearKernel, function, x: np.ndarray, rule: str) -> None:
         np.testing.assert_array_equal(operand, wanted)
 
 
+def check_pairs(kernel: LinearKernel, operands: list, x: np.ndarray, q) -> None:
+    """Pairs hold code * scale, or the bare code where the scale is not plain."""
+    expected = pair_operands(kernel, q)
+    bits = [np.stack([o[0] & -(1 << 16), o[0] << 16], -1) for o in (operands, expected)]
+    values, wanted = (b.view(np.float32).reshape(len(x), -1)[:, : x.shape[1]] for b in bits)
+    is_zero = np.repeat(~padded_blocks(x, kernel.act.block).any(-1), kernel.act.block, -1)
+    if len(expected) == 3:  # a block of zeros may have any scale
+        is_zero_block = ~padded_blocks(x, kernel.act.block).any(-1)
+        scales = [np.where(is_zero_block, np.float32(1), o[1]) for o in (operands, expected)]
+        np.testing.assert_array_equal(*scales)
+        flags = (scales[0] != 1).any(-1, keepdims=True)
+        np.testing.assert_array_equal(operands[2] != 0, flags)
+    if len(expected) == 2:
+        np.testing.assert_array_equal(operands[1], expected[1])
+    np.testing.assert_array_equal(
+        np.where(is_zero[:, : x.shape[1]], 0, values), np.where(is_zero[:, : x.shape[1]], 0, wanted)
+    )
+
+
+def padded_blocks(x: np.ndarray, block: int) -> np.ndarray:
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % block))).reshape(len(x), -1, block)
+
+
 @pytest.mark.parametrize(
     ("isa", "weight"),
     [(isa, w) for isa in HERE for w in (WEIGHTS if isa is HERE[0] else WEIGHTS[:1])],
@@ -76,6 +110,17 @@ def test_corner_rows(isa, weight) -> None:
     )
     for name, rule in CASES:
         check(kernels[name, rule], module[f"{name}_{rule}"], corner_rows(), rule)
+
+
+@pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+def test_long_corner_rows(isa) -> None:
+    """Every block of a group gets its own maximum, scale, sum and flag."""
+    x = np.resize(corner_rows().T, (LONG, 64)).T * np.exp2(-(np.arange(LONG) // 16 % 7))
+    x = x.astype(np.float32)
+    for case in (("mxfp4", "rceil"), ("nvint4", "absmax")):
+        kernel = kernel_for(FORMATS["nvfp4"], FORMATS[case[0]], isa)
+        module = compiled(isa, quantize=kernel.quantize(LONG, case[1]))
+        check(kernel, module["quantize"], x, case[1])
 
 
 @pytest.mark.parametrize("k", [1, 48, 64])
