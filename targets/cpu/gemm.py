@@ -72,10 +72,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Place:
-    """Where products are added: the register tile's sums, its first row and column tile."""
+    """Where products are added: the register tile's sums, its number within the task, its first row
+    and column tile.
+    """
 
     tile: Tile
     sums: Registers
+    number: Expr
     row: Expr
     column: Expr
 
@@ -189,7 +192,7 @@ def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, body: 
                 sums = Registers(len(lanes), "float32", isa.lanes)
                 for number, lane in enumerate(lanes):
                     sums[number] = held[i, lane]
-                add(Place(tile, sums, row(i), column))
+                add(Place(tile, sums, i, row(i), column))
                 for number, lane in enumerate(lanes):
                     T.buffer_store(held, sums[number], [i, lane])
 

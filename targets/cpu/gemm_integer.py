@@ -29,7 +29,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import decode
-from lbcompiler.targets.cpu.gemm import Config, EachTile, Output, Task, emit_gemm, space
+from lbcompiler.targets.cpu.gemm import Config, EachTile, Output, Place, Task, emit_gemm, space
 from lbcompiler.targets.cpu.integer_products import Activations, Products, multiplier
 from lbcompiler.targets.cpu.integer_weights import DirectWeights, Panel
 from lbcompiler.targets.cpu.intrinsics import dot_takes_unsigned, kernel, let, root_block
@@ -156,7 +156,12 @@ def _emit_panels(
 
         def add(is_plain: bool) -> None:
             products = Products(activations, panel, is_plain)
-            each_tile(lambda place: products.add(place, first, count))
+
+            def add_tile(place: Place) -> None:
+                panel.ask_for_next(place, depth)
+                products.add(place, first, count)
+
+            each_tile(add_tile)
 
         if unusual is None:
             add(is_plain=False)

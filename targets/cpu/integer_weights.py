@@ -25,12 +25,15 @@ from lbcompiler.targets.cpu.intrinsics import (
     cast,
     let,
     maximum,
+    prefetch,
     reduce_max_unsigned,
     splat,
 )
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS
 from lbcompiler.targets.cpu.packed_weights import load_planes, load_scales
+
+LINES = 4  # of each column tile that are asked for in the time of a register tile
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,18 @@ class Panel:
                     self._unusual[0] = maximum(self._unusual[0], distance)
                     factor = bits
                 T.buffer_store(self.scales, factor, position)
+
+    def ask_for_next(self, place: Place, depth: int) -> None:
+        """Begin to bring in the next panel, some of its lines for each register tile."""
+        weights = self.weights
+        if not weights.isa.is_avx512:
+            return
+        for i, plane in enumerate(weights.planes):
+            loads = weights.loads << (len(weights.planes) - 1 - i)
+            line = let((self._first + depth) * loads + place.number * LINES)
+            for tile in range(place.tile.columns):
+                for j in range(LINES):
+                    prefetch(plane[place.column + tile, line + j, 0])
 
     def _distance(self, block: Expr, v: int) -> Expr:
         """How far the exponents are from 0."""

@@ -241,6 +241,13 @@ def shift_right(bits: Expr, by: int) -> Expr:
     return tirx.reinterpret(kind, unsigned >> splat(by, "uint32", lanes_of(bits)))
 
 
+def prefetch(element: Expr) -> None:
+    """Ask for an element's cache line, into the L2 cache; any address will do."""
+    to_read, into_l2, data = (tirx.const(value, "int32") for value in (0, 2, 1))
+    address = tirx.address_of(element)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, to_read, into_l2, data))
+
+
 def look_up(isa: Isa, table: Sequence[int], indices: Expr) -> Expr:
     """table[index] for uint8 indices below 16, by one `vpshufb`."""
     lanes = lanes_of(indices)

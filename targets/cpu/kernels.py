@@ -65,7 +65,7 @@ class LinearKernel:
         if self.act is None:
             return "float32"
         if not self.is_integer:
-            return f"{self.act.name}_{'pairs' if self._takes_pairs else 'float'}"
+            return f"{self.act.name}_{'pairs' if self.takes_pairs else 'float'}"
         flags = "_flags" if self._integer_gemm.adds_exponents else ""
         parts = (self.block, f"zero{self.zero_point}", f"over{self._weight_divisor}{flags}")
         return f"{self.act.name}_by{'_'.join(map(str, parts))}"
@@ -80,7 +80,7 @@ class LinearKernel:
             return None
         quantizer = Quantizer(self.act, source or Rows())
         if not self.is_integer:
-            operands = quantizer.pair_operands if self._takes_pairs else quantizer.float_operands
+            operands = quantizer.pair_operands if self.takes_pairs else quantizer.float_operands
             return operands(k, scale_rule)
         return quantizer.integer_operands(
             k,
@@ -96,7 +96,7 @@ class LinearKernel:
         if self.act is None:
             return [((k,), "float32")]
         row_scales: list[Spec] = [((1,), "float32")] if self.act.has_tensor_scale else []
-        if self._takes_pairs:
+        if self.takes_pairs:
             scaled: list[Spec] = [((self.act.blocks(k),), "float32"), ((1,), "int32")]
             return [((pair_stride(k),), "int32"), *(row_scales or scaled)]
         if not self.is_integer:
@@ -159,7 +159,8 @@ class LinearKernel:
         return self._integer_gemm.zero_point
 
     @property
-    def _takes_pairs(self) -> bool:
+    def takes_pairs(self) -> bool:
+        """Whether activations come as pairs of bfloat16 (float_activations.py)."""
         gemm = self._gemm
         return isinstance(gemm, FloatGemm) and gemm.takes_pairs
 

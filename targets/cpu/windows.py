@@ -155,15 +155,22 @@ def gathered_operands(kernel: Any, channels: int, k: int) -> list[Gathered] | No
         return None
     pixel, row = kernel.quantized_specs(channels), kernel.quantized_specs(k)
     strides = [(shape[0], whole[0]) for (shape, _), (whole, _) in zip(pixel, row, strict=True)]
-    if not kernel.is_integer:
-        return [Gathered("float32", channels, channels, k)]
-    one = 1 / (divisor(fmt.element) * divisor(kernel.weight.element))  # the scale of zeros
-    kinds = [
-        ("int8", channels, 0.0),
-        ("float32", channels // fmt.block, one),
-        ("int32", channels // kernel.block, 0.0),
-        ("int32", None, 0.0),
-    ]
+    kinds: list[tuple[str, int | None, float]] = [("float32", channels, 0.0)]
+    if kernel.takes_pairs:
+        scale_of_zeros = 1.0
+        kinds = [
+            ("int32", channels // 2, 0.0),
+            ("float32", channels // fmt.block, scale_of_zeros),
+            ("int32", None, 0.0),
+        ]
+    if kernel.is_integer:
+        scale_of_zeros = 1 / (divisor(fmt.element) * divisor(kernel.weight.element))
+        kinds = [
+            ("int8", channels, 0.0),
+            ("float32", channels // fmt.block, scale_of_zeros),
+            ("int32", channels // kernel.block, 0.0),
+            ("int32", None, 0.0),
+        ]
     return [
         Gathered(dtype, stride, width, row_stride, padding)
         for (dtype, width, padding), (stride, row_stride) in zip(kinds, strides, strict=False)

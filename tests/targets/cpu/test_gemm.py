@@ -128,7 +128,7 @@ def test_the_activation_comes_last(epilogue) -> None:
     ("weight", "act"), [("mxint8", "mxfp4"), ("mxfp8", "mxfp8"), ("mxfp8_e5m2", "nvfp4")]
 )
 def test_scales_of_any_size(isa, weight, act) -> None:
-    """Whole tiles of rows and columns, a few of them with scales that are not plain, zero or NaN."""
+    """Whole tiles of rows and columns, some with scales that are not plain, zero or NaN."""
     kernel = kernel_for(FORMATS[weight], FORMATS[act], isa)
     m, n, k = 40, 112, 160
     config = Config(rows=4, columns=1, depth=64, chunk=8, small_columns=1)

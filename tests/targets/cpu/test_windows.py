@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lbcompiler.formats import FORMATS
+from lbcompiler.targets.cpu.float_activations import pair_count
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import padded
@@ -51,9 +52,13 @@ def operands(kernel: LinearKernel, function: Any, x: np.ndarray, m: int, k: int)
 
 
 def trimmed(kernel: LinearKernel, found: list[Any], k: int) -> list[Any]:
-    """Without the bytes between rows."""
-    first = found[0][:, : padded(k, kernel.block)] if kernel.is_integer else found[0]
-    return [first, *found[1:]]
+    """Without the garbage between rows."""
+    width = k
+    if kernel.is_integer:
+        width = padded(k, kernel.block)
+    elif kernel.takes_pairs:
+        width = pair_count(k)
+    return [found[0][:, :width], *found[1:]]
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
