@@ -20,8 +20,9 @@ from lbcompiler.passes.head_views import ANALYZER, same, scalar_factor, shape_of
 
 LOWEST = float(np.finfo(np.float32).min)
 BARRED = LOWEST / 2
-ASTYPE, WHERE, NOT, ARANGE, ADD = (
-    tvm.ir.Op.get(f"relax.{name}") for name in ("astype", "where", "logical_not", "arange", "add")
+ASTYPE, WHERE, NOT, ARANGE, ADD, EXTENTS = (
+    tvm.ir.Op.get(f"relax.{name}")
+    for name in ("astype", "where", "logical_not", "arange", "add", "shape_to_tensor")
 )
 VIEWS = tuple(
     tvm.ir.Op.get(f"relax.{name}") for name in ("reshape", "expand_dims", "squeeze", "broadcast_to")
@@ -117,11 +118,17 @@ def _positions(expr: Any, scope: Scope) -> _Positions | None:
 
 
 def _moved(add: Any, scope: Scope) -> tuple[Any, Any] | None:
-    """(x, number) of x + number."""
+    """(x, number) of x + number, which may be an extent."""
     for x, other in (add.args, reversed(add.args)):
-        number = scalar_of(scope.value(other))
+        found = _through_views(other, scope)
+        number = scalar_of(found)
         if number is not None:
             return x, tvm.tirx.const(int(number), "int64")
+        if not isinstance(found, relax.Call) or found.op != EXTENTS:
+            continue
+        extents = scope.value(found.args[0])
+        if isinstance(extents, relax.ShapeExpr) and len(extents.values) == 1:
+            return x, extents.values[0]
     return None
 
 

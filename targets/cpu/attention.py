@@ -25,10 +25,13 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from lbcompiler.targets.cpu.across_lanes import larger, transposed
+from lbcompiler.targets.cpu.attention_few import FEW, emit_few
 from lbcompiler.targets.cpu.attention_operands import Attention, Operands, declare
 from lbcompiler.targets.cpu.attention_softmax import INFINITY, Running, exp_of_difference
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
+    Variable,
     at,
     bound,
     fma,
@@ -38,10 +41,10 @@ from lbcompiler.targets.cpu.intrinsics import (
     root_block,
     splat,
     store,
+    variable,
     vector,
 )
 from lbcompiler.targets.cpu.isa import GENERIC, Isa
-from lbcompiler.targets.cpu.transpose import transposed
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,21 @@ def attention(what: Attention, isa: Isa, config: Config | None = None) -> Any:
     with kernel() as builder:
         operands = declare(what)
         with root_block():
-            default = FEW_REGISTERS if isa == GENERIC else CONFIGS[isa.lanes]
-            _emit_tasks(operands, isa, config or default)
+            if what.few:
+                emit_few(operands)
+            elif what.few is None:
+                with T.If(operands.queries <= FEW):
+                    with T.Then():
+                        emit_few(operands)
+                    with T.Else():
+                        _emit_tiles(operands, isa, config)
+            else:
+                _emit_tiles(operands, isa, config)
     return builder.get()
 
 
-def _emit_tasks(operands: Operands, isa: Isa, config: Config) -> None:
+def _emit_tiles(operands: Operands, isa: Isa, chosen: Config | None) -> None:
+    config = chosen or (FEW_REGISTERS if isa == GENERIC else CONFIGS[isa.lanes])
     what, width = operands.what, config.vectors * isa.lanes
     tiles = tirx.ceildiv(operands.queries, width)
     with T.parallel(operands.batch * what.q.count * tiles) as task:
@@ -151,12 +163,12 @@ class _Tile:
         if rest:
             emit(whole * self.lanes, rest)
 
-    def _scores(self, start: Expr, count: Expr) -> list[Any]:
+    def _scores(self, start: Expr, count: Expr) -> list[Variable]:
         """The block's scores into `weights`; the largest of each lane."""
         rows = self.config.rows
         if self.masks is not None:
             self._turn_masks(start, count)
-        largest = [self._variable(self._splat(-INFINITY)) for _ in self.vectors]
+        largest = [variable(self._splat(-INFINITY)) for _ in self.vectors]
         with T.serial(tirx.ceildiv(count, rows)) as i:
             first = let(i * rows)
             # beyond the last key: the last once more, whose score changes no maximum
@@ -174,10 +186,7 @@ class _Tile:
                 for j, key in enumerate(keys):
                     score = bound(self._masked(sums[j][n], n, key, start))
                     T.buffer_store(self.weights, score, [first + j, self._lane(n)])
-                    before = largest[n][self._lane(0)]
-                    T.buffer_store(
-                        largest[n], tirx.Select(before < score, score, before), [self._lane(0)]
-                    )
+                    largest[n].set(larger(largest[n].get(), score))
         return largest
 
     def _masked(self, score: Expr, n: int, key: Expr, start: Expr) -> Expr:
@@ -233,9 +242,9 @@ class _Tile:
                     numbers = vector([self.operands.mask[(*row, i)] for row in rows])
                     T.buffer_store(self.masks, numbers, [i + lanes, self._lane(n)])
 
-    def _softmax(self, running: list[Running], largest: list[Any], count: Expr) -> None:
+    def _softmax(self, running: list[Running], largest: list[Variable], count: Expr) -> None:
         """The block's scores -> weights."""
-        offsets = [running[n].raise_to(largest[n][self._lane(0)]) for n in self.vectors]
+        offsets = [running[n].raise_to(largest[n].get()) for n in self.vectors]
         with T.serial(count) as key:
             for n in self.vectors:
                 score = bound(self.weights[key, self._lane(n)] - offsets[n])
@@ -245,7 +254,7 @@ class _Tile:
 
     def _sum_values(self, running: list[Running], start: Expr, count: Expr) -> None:
         """values = values * factor + v^T weights."""
-        factors = [bound(state.factor[self._lane(0)]) for state in running]
+        factors = [bound(state.factor.get()) for state in running]
 
         def sum_rows(first: Expr, rows: int) -> None:
             sums = self._product(
@@ -279,23 +288,21 @@ class _Tile:
         """A register tile: start(i, n) + the sum over steps of left(i, step) * right[step], for
         each row i and vector n of queries.
         """
-        sums = [[self._variable(start(i, n)) for n in self.vectors] for i in range(rows)]
-        here = self._lane(0)
+        sums = [[variable(start(i, n)) for n in self.vectors] for i in range(rows)]
         with T.serial(steps) as step:
             vectors = [bound(right[step, self._lane(n)]) for n in self.vectors]
             for i in range(rows):
                 number = splat(left(i, step), "float32", self.lanes)
-                for n in self.vectors:
-                    total = fma(number, vectors[n], sums[i][n][here])
-                    T.buffer_store(sums[i][n], total, [here])
-        return [[held[here] for held in row] for row in sums]
+                for total, vector in zip(sums[i], vectors, strict=True):
+                    total.set(fma(number, vector, total.get()))
+        return [[total.get() for total in row] for row in sums]
 
     def _write(self, running: list[Running]) -> None:
         """values / sum of the weights to the rows of `out` that there are."""
         operands = self.operands
         inverses = T.alloc_buffer((self.config.vectors * self.lanes,), "float32")
         for n in self.vectors:
-            inverse = self._splat(1.0) / running[n].total[self._lane(0)]
+            inverse = self._splat(1.0) / running[n].total.get()
             T.buffer_store(inverses, inverse, [self._lane(n)])
         with T.serial(self.config.vectors) as n:
             first = let(self.first + n * self.lanes)
@@ -311,12 +318,6 @@ class _Tile:
                         )
 
             self._by_squares(self.what.value_depth, write)
-
-    def _variable(self, value: Expr) -> Any:
-        """A vector that changes: small enough for LLVM to keep in a register."""
-        held = T.alloc_buffer((self.lanes,), "float32")
-        T.buffer_store(held, value, [self._lane(0)])
-        return held
 
     def _lane(self, n: Expr) -> Any:
         return at(n * self.lanes, self.lanes)

@@ -43,7 +43,8 @@ class Attention:
     """softmax(q k^T * scale + mask) v; batch and lengths are symbolic.
 
     `mask` names those of the axes B, H, Q, K that the mask has; the others have the extent 1. Of a
-    causal attention the last query sees all keys, the one before all but one, and so on.
+    causal attention the last query sees all keys, the one before all but one, and so on. `few` says
+    whether there are but a few queries (`attention_few`); None: that is seen when it runs.
     """
 
     q: Heads
@@ -54,6 +55,7 @@ class Attention:
     scale: float
     causal: bool = False
     mask: str | None = None
+    few: bool | None = False
 
     @property
     def group(self) -> int:
@@ -64,8 +66,8 @@ class Attention:
     def name(self) -> str:
         """For symbols."""
         parts = [self.q.count, self.k.count, self.depth, self.value_depth]
-        mask = "unmasked" if self.mask is None else f"mask{self.mask}"
-        return "_".join(["attention", *map(str, parts), "causal" if self.causal else "full", mask])
+        flags = ["causal"] * self.causal + ([] if self.mask is None else [f"mask{self.mask}"])
+        return "_".join(["attention", *map(str, parts), *flags])
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,20 @@ less by the factor exp(old largest - largest).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script import builder as T
 
+from lbcompiler.targets.cpu.across_lanes import larger
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
-    at,
+    Variable,
     bits_of,
     bound,
     fma,
-    lanes_of,
     like,
     real_of,
     splat,
+    variable,
 )
 
 LOG2_E = 1.44269504088896341
@@ -59,28 +58,25 @@ def finite_or_zero(largest: Expr) -> Expr:
 class Running:
     """The largest score and the sum of weights of each lane; `factor` is the last block's."""
 
-    largest: Any
-    total: Any
-    factor: Any
+    largest: Variable
+    total: Variable
+    factor: Variable
 
     @classmethod
     def start(cls, lanes: int) -> "Running":
-        held = cls(*(T.alloc_buffer((lanes,), "float32") for _ in range(3)))
-        T.buffer_store(held.largest, splat(-INFINITY, "float32", lanes), [at(0, lanes)])
-        T.buffer_store(held.total, splat(0.0, "float32", lanes), [at(0, lanes)])
-        return held
+        zero = splat(0.0, "float32", lanes)
+        nothing = splat(-INFINITY, "float32", lanes)
+        return cls(variable(nothing), variable(zero), variable(zero))
 
     def raise_to(self, largest: Expr) -> Expr:
         """Take a block's largest score in; what to take off this block's scores."""
-        here = at(0, lanes_of(largest))
-        old = bound(self.largest[here])
-        new = bound(tirx.Select(old < largest, largest, old))
+        old = bound(self.largest.get())
+        new = bound(larger(old, largest))
         offset = finite_or_zero(new)
-        T.buffer_store(self.factor, exp_of_difference(bound(old - offset)), [here])
-        T.buffer_store(self.total, bound(self.total[here] * self.factor[here]), [here])
-        T.buffer_store(self.largest, new, [here])
+        self.factor.set(exp_of_difference(bound(old - offset)))
+        self.total.set(bound(self.total.get() * self.factor.get()))
+        self.largest.set(new)
         return offset
 
     def add(self, weight: Expr) -> None:
-        here = at(0, lanes_of(weight))
-        T.buffer_store(self.total, self.total[here] + weight, [here])
+        self.total.set(self.total.get() + weight)

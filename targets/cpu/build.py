@@ -56,6 +56,12 @@ _TIR_PASSES = (
 _TIR_PIPELINE = "lbcompiler.cpu"
 
 
+def tir_pipeline() -> str:
+    """The name under which TVM knows the passes that scheduled functions go through."""
+    compilation_pipeline.register_tir_pipeline(_TIR_PIPELINE, _tir_pipeline)
+    return _TIR_PIPELINE
+
+
 def _tir_pipeline() -> tuple[Any, Any, Any]:
     """The passes, and what TVM asks for beside them: those that finish host and device code."""
     passes = tvm.transform.Sequential([make() for make in _TIR_PASSES])
@@ -103,7 +109,6 @@ def build(
     symbolic variables of the same names) and their bounds. `dump` is called with the module
     after fusion, scheduling and memory planning. Returns the executable of the virtual machine.
     """
-    compilation_pipeline.register_tir_pipeline(_TIR_PIPELINE, _tir_pipeline)
     module = _bound_dimensions(module, dims)
     with tvm.transform.PassContext(opt_level=3):
         module = lower_to_kernels(module, isa_target)
@@ -128,5 +133,5 @@ def build(
             module = tvm.transform.Sequential(passes)(module)
             dump("planned", module)
             return tvm.compile(
-                module, target=isa_target, relax_pipeline=None, tir_pipeline=_TIR_PIPELINE
+                module, target=isa_target, relax_pipeline=None, tir_pipeline=tir_pipeline()
             )

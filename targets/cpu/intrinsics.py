@@ -11,6 +11,7 @@ product.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -116,19 +117,40 @@ def store(buffer: Any, row: Sequence[Expr], start: Expr, value: Expr, valid: int
             done += size
 
 
-def bound(x: Expr) -> Expr:
-    """x computed once, here: a small buffer on the stack, which LLVM makes a register.
+@dataclass(frozen=True)
+class Variable:
+    """A scalar or vector that changes: a small buffer on the stack, which LLVM makes a register.
 
     Its scope is the default one, "global": TVM leaves such a buffer below 1 KiB on the stack, but
     takes one of scope "local" from the workspace pool, by two calls each time a task runs, and
     stores there are never dead.
+    """
+
+    buffer: Any
+    lanes: int
+
+    def get(self) -> Expr:
+        return self.buffer[at(0, self.lanes)]
+
+    def set(self, value: Expr) -> None:
+        T.buffer_store(self.buffer, value, [at(0, self.lanes)])
+
+
+def variable(x: Expr) -> Variable:
+    """A variable that starts as x."""
+    kind = str(x.ty.dtype).partition("x")[0]
+    held = Variable(T.alloc_buffer((lanes_of(x),), kind), lanes_of(x))
+    held.set(x)
+    return held
+
+
+def bound(x: Expr) -> Expr:
+    """x computed once, here.
+
     A `Bind` would not do (see `let`): TVM's simplifier puts a pure bound value back into each of
     its uses, until nested ones have grown beyond measure.
     """
-    lanes = lanes_of(x)
-    held = T.alloc_buffer((lanes,), str(x.ty.dtype).partition("x")[0])
-    T.buffer_store(held, x, [at(0, lanes)])
-    return held[at(0, lanes)]
+    return variable(x).get()
 
 
 class Registers:

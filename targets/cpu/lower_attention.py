@@ -5,12 +5,13 @@ One kernel for all attentions of a model that differ in nothing but batch and le
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tvm import relax, tirx
+from tvm import relax, sym, tirx
 
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.targets.cpu.attention import attention
+from lbcompiler.targets.cpu.attention_few import FEW
 from lbcompiler.targets.cpu.attention_operands import Attention, Heads
 from lbcompiler.targets.cpu.isa import Isa
 
@@ -51,13 +52,27 @@ def described(call: Any) -> Attention:
         scale=float(attrs["scale"]),
         causal=bool(attrs["causal"]),
         mask=mask,
+        few=_has_few(_extent(call, 0, "S"), _extent(call, 1, "S")),
     )
 
 
+def _has_few(queries: Any, keys: Any) -> bool | None:
+    """Whether there are FEW queries or fewer; where that is open, None if there may be more keys
+    than queries, for of a few keys either kernel does.
+    """
+    if isinstance(queries, tirx.IntImm):
+        return int(queries) <= FEW
+    return False if sym.Analyzer().can_prove_equal(queries, keys) else None
+
+
+def _extent(call: Any, operand: int, axis: str) -> Any:
+    shape = call.args[operand].ty.shape.values
+    return shape[str(call.attrs["layouts"][operand]).index(axis)]
+
+
 def _heads(call: Any, operand: int, count: int) -> Heads:
-    layout = str(call.attrs["layouts"][operand])
-    total = int(call.args[operand].ty.shape.values[layout.index("H")])
-    return Heads(count, layout, int(call.attrs["first_heads"][operand]), total)
+    layout, first = str(call.attrs["layouts"][operand]), int(call.attrs["first_heads"][operand])
+    return Heads(count, layout, first, int(_extent(call, operand, "H")))
 
 
 def _is_one(extent: Any) -> bool:

@@ -209,11 +209,21 @@ def test_a_comparison_of_positions_becomes_a_flag(write: Any) -> None:
     check(write, fused(scale=1, causal=True), SQUARE)
 
 
+def counted_from(b: Body, before: Any, rows: Any) -> Any:
+    return b(op.arange(before, before + rows, 1, "int64"))
+
+
+def moved_by(b: Body, before: Any, rows: Any) -> Any:
+    number = b(op.reshape(b(op.shape_to_tensor(b(relax.ShapeExpr([before])))), []))
+    return b(op.add(b(op.arange(0, rows, 1, "int64")), number))
+
+
 @pytest.mark.parametrize("new", [1, "s"])
-def test_positions_behind_a_past_are_causal_too(new: Any) -> None:
+@pytest.mark.parametrize("positions", [counted_from, moved_by])
+def test_positions_behind_a_past_are_causal_too(positions: Any, new: Any) -> None:
     def write(b: Body, q: Any, k: Any, v: Any, past: Any) -> Any:
         before, rows = (length_of(x) for x in (past, q))
-        row = b(op.expand_dims(b(op.arange(before, before + rows, 1, "int64")), [1]))
+        row = b(op.expand_dims(positions(b, before, rows), [1]))
         column = b(op.expand_dims(b(op.arange(0, before + rows, 1, "int64")), [0]))
         k, v = (b(op.concat([past, x], 1)) for x in (k, v))
         mask = additive(b, b(op.greater(column, row)))

@@ -9,6 +9,7 @@ import tvm
 from numpy.typing import NDArray
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
+from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.float_activations import PLAIN as PLAIN_FLOAT
 from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
 from lbcompiler.targets.cpu.integer_products import PLAIN
@@ -118,7 +119,8 @@ def compiled(isa: Isa, **functions: Any) -> Any:
         for name, func in functions.items()
         if func is not None
     }
-    return tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
+    pipeline = tir_pipeline()
+    return tvm.compile(tvm.IRModule(named), target=isa.tvm_target(), tir_pipeline=pipeline)
 
 
 def call(function: Any, inputs: list[Array], *outputs: tuple[tuple[int, ...], str]) -> list[Array]:

@@ -37,6 +37,10 @@ KINDS = {
     "a mask of keys": heads(2, mask="BK"),
     "a mask of all": replace(CAUSAL, mask="BHQK", depth=16, value_depth=16),
     "a mask of queries": heads(1, depth=3, mask="Q"),
+    "few": replace(CAUSAL, few=True),
+    "few, masked": replace(heads(5, 1, 24, mask="HQK"), few=True),
+    "few, a stack": Attention(Heads(2, first=1, total=6), Heads(1), Heads(1), 5, 20, 0.3, few=True),
+    "few or not": replace(CAUSAL, few=None, mask="B"),
 }
 
 
@@ -113,7 +117,7 @@ def check(what: Attention, isa: Isa, inputs: list[Array]) -> None:
 @each_isa
 @pytest.mark.parametrize("what", KINDS.values(), ids=KINDS)
 def test_within_the_bound_of_its_arithmetic(what: Attention, isa: Isa) -> None:
-    for queries, keys in ((1, 1), (3, 5), (33, 33), (16, 130), (40, 300)):
+    for queries, keys in ((1, 1), (3, 5), (33, 33), (16, 130), (40, 300), (1, 515)):
         check(what, isa, operands(what, 2, queries, keys))
 
 
@@ -131,9 +135,17 @@ def test_any_lengths(kind: str, batch: int, queries: int, more: int, seed: int) 
     check(what, detect(), operands(what, batch, queries, keys, seed))
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("depth", [1, 7, 8, 64, 80, 256])
-def test_any_depth_of_a_head(depth: int) -> None:
-    check(heads(1, depth=depth), detect(), operands(heads(1, depth=depth), 1, 20, 40))
+def test_any_depth_of_a_head(depth: int, few: bool) -> None:
+    what = heads(1, depth=depth, few=few)
+    check(what, detect(), operands(what, 1, 20, 40))
+
+
+@pytest.mark.parametrize("group", [3, 4, 7, 9])
+def test_any_number_of_heads_that_share_one(group: int) -> None:
+    what = heads(2 * group, 2, 16, few=True)
+    check(what, detect(), operands(what, 2, 2, 50))
 
 
 @pytest.mark.parametrize("what", KINDS.values(), ids=KINDS)
@@ -158,8 +170,9 @@ def test_a_row_does_not_depend_on_what_else_is_in_the_batch() -> None:
 
 @each_isa
 @pytest.mark.parametrize("blocked", [130, 200])  # beyond the first block of keys, or all
-def test_minus_infinity_bars_and_a_row_of_it_is_nan(isa: Isa, blocked: int) -> None:
-    what = KINDS["a mask of keys"]
+@pytest.mark.parametrize("few", [False, True])
+def test_minus_infinity_bars_and_a_row_of_it_is_nan(isa: Isa, few: bool, blocked: int) -> None:
+    what = heads(2, mask="BK", few=few)
     q, k, v, _ = operands(what, 2, 20, 200)
     mask = np.zeros((2, 1, 1, 200), np.float32)
     mask[1, ..., :blocked] = -np.inf
@@ -172,8 +185,9 @@ def test_minus_infinity_bars_and_a_row_of_it_is_nan(isa: Isa, blocked: int) -> N
     np.testing.assert_allclose(y[1:], seen, rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_that_is_barred_everywhere_by_the_lowest_number_takes_the_mean() -> None:
-    what = KINDS["a mask of keys"]
+@pytest.mark.parametrize("few", [False, True])
+def test_a_row_that_is_barred_everywhere_by_the_lowest_number_takes_the_mean(few: bool) -> None:
+    what = heads(2, mask="BK", few=few)
     q, k, v, _ = operands(what, 1, 20, 200)
     y = run(what, detect(), [q, k, v, np.full((1, 1, 1, 200), LOWEST)])
     mean = v.astype(np.float64).mean(1, keepdims=True)
@@ -182,10 +196,11 @@ def test_a_row_that_is_barred_everywhere_by_the_lowest_number_takes_the_mean() -
 
 @each_isa
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_infinity_stay_in_their_rows(isa: Isa, bad: float) -> None:
+@pytest.mark.parametrize("few", [False, True])
+def test_nan_and_infinity_stay_in_their_rows(isa: Isa, few: bool, bad: float) -> None:
     q, k, v = operands(PLAIN, 1, 40, 40)
     q[0, 7, 1, 3] = bad
-    y = run(PLAIN, isa, [q, k, v])
+    y = run(replace(PLAIN, few=few), isa, [q, k, v])
     assert np.isnan(y[0, 7, 1]).all()
     assert np.isfinite(np.delete(y, 7, axis=1)).all()
     assert np.isfinite(y[0, 7, 0]).all()

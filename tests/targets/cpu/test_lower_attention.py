@@ -44,7 +44,24 @@ def test_a_mask_has_the_axes_that_are_not_one(shape: list[Any] | None, axes: str
         return y
 
     model_of(INPUTS if shape is None else {**INPUTS, "mask": shape}, write)
-    assert found == [Attention(Q, K, V, 16, 16, 0.25, mask=axes)]
+    assert found == [Attention(Q, K, V, 16, 16, 0.25, mask=axes, few=None)]
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "few"),
+    [("s", "s", False), ("s", "t", None), (1, "t", True), (17, "t", False), (1, 1, True)],
+)
+def test_few_queries_are_known_from_the_extents(queries: Any, keys: Any, few: bool | None) -> None:
+    found: list[Attention] = []
+
+    def write(b: Body, *inputs: Any) -> Any:
+        y = b(ops.attention(*inputs, **ATTRS))
+        found.append(described(b.builder.lookup_binding(y)))
+        return y
+
+    inputs = {"q": ["b", queries, 6, 16], "k": ["b", 4, keys, 16], "v": ["b", keys, 2, 16]}
+    model_of(inputs, write)
+    assert [what.few for what in found] == [few]
 
 
 def test_equal_attentions_are_one_function_and_run() -> None:
