@@ -11,6 +11,7 @@ With `--json` the error is also the one JSON object on stdout: `{"error": {"kind
 """
 
 import sys
+import threading
 import traceback
 import warnings
 from typing import Any
@@ -21,6 +22,9 @@ from typer.core import TyperCommand
 from lbcompiler.errors import LbcError
 
 FAULT, USER, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+interrupted = threading.Event()  # by Ctrl-C, which TVM may raise as a RuntimeError without words
+SIGNAL_S = 0.05  # that a signal takes to be seen
 
 
 class Verb(TyperCommand):
@@ -45,6 +49,8 @@ class Verb(TyperCommand):
         except MemoryError:
             raise self._failed(ctx, "MemoryError", "there is not enough memory", USER) from None
         except Exception as error:
+            if interrupted.wait(SIGNAL_S):
+                raise self._failed(ctx, "Interrupted", "interrupted", INTERRUPTED) from None
             message = (
                 f"lbc {ctx.info_name} failed in a way it should not "
                 f"({type(error).__name__}: {_first_line(error)}). Please report it with the "

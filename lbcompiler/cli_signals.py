@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lbcompiler.cli_errors import INTERRUPTED, TERMINATED
+from lbcompiler.cli_errors import INTERRUPTED, TERMINATED, interrupted
 from lbcompiler.files import remove_unfinished
 
 GRACE_S = 3.0  # to unwind: enough to remove gigabytes
@@ -54,6 +54,8 @@ def _end_after_grace(reader: int) -> None:
     code = None
     while code is None:
         code = CODES.get(signal.Signals(os.read(reader, 1)[0]))
+    if code == INTERRUPTED:
+        interrupted.set()
     time.sleep(GRACE_S)
     remove_unfinished()
     if code == INTERRUPTED:

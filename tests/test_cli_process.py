@@ -73,6 +73,30 @@ def test_an_interruption_inside_exec_is_code_130_too(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
+SWALLOWED = """
+import os, signal, sys, time
+import lbcompiler
+from lbcompiler import cli
+
+def compile(model, **_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        raise RuntimeError from None  # what TVM makes of it where its code called Python
+
+lbcompiler.__dict__["compile"] = compile
+sys.argv = ["lbc", "compile", "m.onnx", "-o", "out.lbc"]
+cli.main()
+"""
+
+
+def test_an_interruption_that_became_another_error_is_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SWALLOWED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 STUCK = """
 import hashlib, sys, tempfile, threading
 from pathlib import Path

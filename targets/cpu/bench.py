@@ -93,7 +93,9 @@ def _weights(weight: BlockFormat, n: int, k: int, rng: np.random.Generator) -> Q
 
 def ceiling_of(kernel: LinearKernel) -> str:
     """The bound of `ceilings.py` that a kernel's arithmetic has."""
-    return "dot" if kernel.is_integer else "fma"
+    if kernel.is_integer:
+        return "dot"
+    return "bf16" if kernel.takes_pairs else "fma"
 
 
 def _compiled(kernel: LinearKernel, act: BlockFormat | None, k: int, n: int, config: Config) -> Any:
