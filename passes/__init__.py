@@ -26,6 +26,7 @@ PREPARE = (
     FuseAttention(),
     ChannelsLast(),
     Canonicalize(),  # a convolution's bias that stood behind a permutation
+    FoldConstants(),  # weights that were turned to be channels-last
 )
 
 

@@ -26,4 +26,7 @@ class ChannelsLast:
             rule = RULES.get(getattr(call.op, "name", ""))
             return None if rule is None else rule(call, Pixels(scope))
 
-        return replace(model, module=rewrite(model.module, visit))
+        def cast(x: Any, ty: Any, scope: Scope) -> Any:
+            return Pixels(scope).cast(x, ty)
+
+        return replace(model, module=rewrite(model.module, visit, cast=cast))

@@ -32,14 +32,7 @@ class Pixels:
     scope: Scope
 
     def last(self, x: Any) -> Any:
-        """y of x = nchw(y), None for anything else; a `match_cast` in between is moved to y."""
-        value = self.scope.value(x)
-        if isinstance(value, relax.Var):
-            y = None if value.same_as(x) else self.last(value)
-            if y is None:
-                return None
-            cast = relax.TensorType([x.ty.shape.values[a] for a in TO_NHWC], x.ty.dtype)
-            return self.scope.bind(self.scope.builder.match_cast(y, cast))
+        """y of x = nchw(y), None for anything else."""
         permute = self.scope.call_to(x, PERMUTE)
         if permute is not None and axes_of(permute) == TO_NCHW:
             return permute.args[0]
@@ -66,6 +59,14 @@ class Pixels:
     def first(self, y: Any) -> Any:
         """nchw(y)."""
         return permuted(self.scope.emit(y), TO_NCHW, self.scope)
+
+    def cast(self, x: Any, ty: Any) -> Any:
+        """match_cast(nchw(y))  ->  nchw(match_cast(y))"""
+        y = self.last(x)
+        if y is None or ty.shape is None:
+            return None
+        extents = [ty.shape.values[axis] for axis in TO_NHWC]
+        return self.first(self.scope.cast(y, relax.TensorType(extents, ty.dtype)))
 
 
 Rule = Callable[[Any, Pixels], Any]
@@ -158,6 +159,48 @@ def _repetition(call: Any, pixels: Pixels) -> Any:
     return None
 
 
+def _transposed(call: Any, pixels: Pixels) -> Any:
+    """A transposed convolution whose outputs do not overlap: each pixel makes a kernel of pixels.
+
+    conv2d_transpose(nchw(y), w; strides = kernel)  ->  nchw(place(matmul(y, w')))
+    """
+    y, w, attrs = pixels.last(call.args[0]), call.args[1], call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    if y is None or layouts != ("NCHW", "IOHW", "NCHW") or int(attrs.groups) != 1:
+        return None
+    depth, outputs, *kernel = (int(extent) for extent in w.ty.shape.values)
+    around = [*attrs.padding, *attrs.output_padding]
+    steps = [int(step) for step in attrs.strides]
+    if steps != kernel or any(map(int, around)) or any(int(d) != 1 for d in attrs.dilation):
+        return None
+    emit = pixels.scope.emit
+    columns = emit(relax.op.permute_dims(w, [0, 2, 3, 1]))
+    columns = emit(relax.op.reshape(columns, [depth, kernel[0] * kernel[1] * outputs]))
+    n, height, width, _ = y.ty.shape.values
+    z = emit(relax.op.matmul(y, columns))
+    z = emit(relax.op.reshape(z, [n, height, width, *kernel, outputs]))
+    z = emit(relax.op.permute_dims(z, [0, 1, 3, 2, 4, 5]))
+    return pixels.first(relax.op.reshape(z, [call.ty.shape.values[a] for a in TO_NHWC]))
+
+
+def _batch_norm(call: Any, pixels: Pixels) -> Any:
+    y, attrs = pixels.last(call.args[0]), call.attrs
+    if y is None or int(attrs.axis) != 1:
+        return None
+    normal = relax.op.nn.batch_norm(
+        y,
+        *call.args[1:],
+        axis=3,
+        epsilon=float(attrs.epsilon),
+        center=bool(attrs.center),
+        scale=bool(attrs.scale),
+        momentum=float(attrs.momentum),
+        training=bool(attrs.training),
+    )
+    found = relax.TupleGetItem(pixels.scope.emit(normal), 0)
+    return relax.Tuple([pixels.scope.emit(pixels.first(found)), *call.args[3:5]])
+
+
 def _windows(call: Any, pixels: Pixels) -> Any:
     """Windows of one pixel that leave none out are the pixels."""
     ones = [*call.attrs["kernel"], *call.attrs["strides"]]
@@ -191,6 +234,8 @@ RULES: dict[str, Rule] = {
     "relax.nn.avg_pool2d": _pool(OP.nn.avg_pool2d),
     "relax.nn.max_pool2d": _pool(OP.nn.max_pool2d),
     "relax.concat": _concat,
+    "relax.nn.batch_norm": _batch_norm,
+    "relax.nn.conv2d_transpose": _transposed,
     "relax.reshape": _repetition,
     "lbc.im2col": _windows,
 }

@@ -16,6 +16,7 @@ from tvm.ir import GenericConst as Constant
 
 Visit = Callable[[Any, "Scope"], Any]
 Leave = Callable[[Any, "Scope"], Any]
+Cast = Callable[[Any, Any, "Scope"], Any]
 
 
 class Scope:
@@ -53,6 +54,12 @@ class Scope:
         self._bound[var] = self.builder.lookup_binding(var)
         return var
 
+    def cast(self, value: Any, ty: Any) -> Any:
+        """A `match_cast`: a variable of that type, whose value is `value`."""
+        var = self.builder.match_cast(value, ty)
+        self._bound[var] = value
+        return var
+
 
 def rewrite(
     module: Any,
@@ -61,12 +68,14 @@ def rewrite(
     *,
     replaced: Mapping[Any, Any] | None = None,
     leave: Leave | None = None,
+    cast: Cast | None = None,
 ) -> Any:
     """`module` with each call of `main` replaced by `visit(call, scope)`, kept where it is None.
 
     A visit may add functions with `scope.builder.add_func`; `params` are added to those of `main`,
     and one that is a key of `replaced` gives its place to another: no visit may leave a use of it.
-    `leave(results, scope)` may return other results.
+    `leave(results, scope)` may return other results; `cast(value, type, scope)` stands for a
+    `match_cast`, which is kept where it is None.
     """
     main = module["main"]
     others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
@@ -77,16 +86,19 @@ def rewrite(
     with builder.function("main", [*given, *params], attrs=dict(main.attrs or {})):
         with builder.dataflow():
             for binding in bindings(main):
-                new[binding.var] = _emit(binding, substitute(binding.value, new), visit, scope)
+                new[binding.var] = _emit(
+                    binding, substitute(binding.value, new), visit, scope, cast
+                )
             results = substitute(main.body.body, new)
             out = builder.emit_output(results if leave is None else leave(results, scope))
         builder.emit_func_output(out)
     return relax.transform.DeadCodeElimination()(builder.get())
 
 
-def _emit(binding: Any, value: Any, visit: Visit, scope: Scope) -> Any:
+def _emit(binding: Any, value: Any, visit: Visit, scope: Scope, cast: Cast | None) -> Any:
     if isinstance(binding, relax.MatchCast):
-        return scope.bind(scope.builder.match_cast(value, binding.ty))
+        moved = None if cast is None else cast(value, binding.ty, scope)
+        return scope.cast(value, binding.ty) if moved is None else scope.emit(moved)
     if not isinstance(value, relax.Call):
         return scope.emit(value, binding.var.name)
     call = scope.builder.normalize(value)  # with its type, which a substituted call lost

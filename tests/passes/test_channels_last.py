@@ -8,6 +8,7 @@ import pytest
 from tvm import relax
 
 from lbcompiler.ir import ops
+from lbcompiler.ir.rewrite import bindings
 from lbcompiler.passes import ChannelsLast
 from tests.passes.build import Body, model_of, same_ir
 
@@ -52,11 +53,27 @@ ELEMENTWISE: dict[str, tuple[Write, Write]] = {
         lambda b, x: b(op.concat([x, x], 1)),
         lambda b, y: b(op.concat([y, y], 3)),
     ),
+    "a transposed convolution without overlap": (
+        lambda b, x: b(op.nn.conv2d_transpose(x, kernel(b), strides=(3, 2))),
+        lambda b, y: placed(b, y),
+    ),
     "each column twice": (
         lambda b, x: repeated(b, x, 3),
         lambda b, y: repeated(b, y, 2),
     ),
 }
+
+
+def kernel(b: Body) -> Any:
+    return b.weight("w", 6, 5, 3, 2)
+
+
+def placed(b: Body, y: Any) -> Any:
+    n, h, w, _ = y.ty.shape.values
+    turned = b(op.permute_dims(kernel(b), [0, 2, 3, 1]))
+    z = b(op.matmul(y, b(op.reshape(turned, [6, 30]))))
+    z = b(op.permute_dims(b(op.reshape(z, [n, h, w, 3, 2, 5])), [0, 1, 3, 2, 4, 5]))
+    return b(op.reshape(z, [n, h * 3, w * 2, 5]))
 
 
 def repeated(b: Body, x: Any, axis: int) -> Any:
@@ -104,6 +121,31 @@ def test_the_permutation_of_one_pixel_is_a_reshape() -> None:
     pixel = {"y": ["n", 1, 1, 6]}
     expected = model_of(pixel, lambda b, y: b(op.nn.relu(y)))
     same_ir(ChannelsLast()(model_of(pixel, before)).module, expected)
+
+
+def test_a_cast_of_sizes_moves_with_them() -> None:
+    def cast(b: Body, x: Any) -> Any:
+        return b.builder.match_cast(x, relax.TensorType(x.ty.shape.values, "float32"))
+
+    model = model_of(Y, lambda b, y: b(op.nn.relu(cast(b, nchw(b, y)))))
+    moved = ChannelsLast()(model).module
+    kinds = [binding.value.op.name for binding in bindings(moved["main"]) if is_call(binding)]
+    assert kinds == ["relax.nn.relu", "relax.permute_dims"]
+
+
+def is_call(binding: Any) -> bool:
+    return isinstance(binding.value, relax.Call)
+
+
+def test_a_batch_norm_is_of_the_last_axis() -> None:
+    def normal(b: Body, x: Any, axis: int) -> Any:
+        statistics = [constant(CHANNELS, 6) for _ in range(4)]
+        return b(
+            relax.TupleGetItem(b(op.nn.batch_norm(x, *statistics, axis, 1e-3, training=False)), 0)
+        )
+
+    model = model_of(Y, lambda b, y: normal(b, nchw(b, y), 1))
+    same_ir(ChannelsLast()(model).module, model_of(Y, lambda b, y: nchw(b, normal(b, y, 3))))
 
 
 def in_nchw_anyway(b: Body, y: Any) -> Any:
