@@ -36,7 +36,7 @@ class Session:
         self._states = {state.input: state for state in manifest.states}
         self._inputs = [port for port in manifest.inputs if port.name not in self._states]
         self._rows = {state.past: state.rows for state in manifest.states}
-        self._bounds = {d.name: d.high for d in manifest.dims if d.high and d.name in self._rows}
+        self._bounds = [dim for dim in manifest.dims if dim.name in self._rows]
         self._memory: dict[str, GrowingTensor] = {}
         self._rooms: dict[str, int] = {}  # rows that the memories along each past have room for
         self._fixed: dict[str, int] = {}  # dimensions that the memory was made for
@@ -80,11 +80,13 @@ class Session:
 
     def _after(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The pasts behind this call; those before it are within their bounds."""
-        for past, high in self._bounds.items():
-            if self.pasts[past] > high:
+        for dim in self._bounds:
+            past = self.pasts[dim.name]
+            if not dim.low <= past <= (dim.high or past):
                 raise InputError(
-                    f"the session holds {self.pasts[past]} rows along {past!r} and the model was "
-                    f"compiled for at most {high}: rewind it, or compile with a wider --input range"
+                    f"the session holds {past} rows along {dim.name!r} and the model was compiled "
+                    f"for {dim.low}..{dim.high or ''}: rewind it, or compile with a wider --input "
+                    "range, such as (0..2048)"
                 )
         return {
             past: self.pasts[past] + (rows if isinstance(rows, int) else sizes[rows])

@@ -146,10 +146,12 @@ def test_a_call_that_fails_adds_nothing(program: lbcompiler.Program) -> None:
     assert session.pasts == {"past": 3}
 
 
-def test_a_session_ends_at_the_bound_of_its_past(model: Path) -> None:
+def test_a_session_keeps_to_the_bounds_of_its_past(model: Path) -> None:
+    with pytest.raises(InputError, match=r"holds 0 rows along 'past' .* for 2\.\."):
+        lbcompiler.compile(model, inputs={"past_key_0": "?x2x(2..)x8"}).load(1).session()(IDS)
     session = lbcompiler.compile(model, inputs={"past_key_0": "?x2x(0..6)x8"}).load(1).session()
     session(IDS[:, :7])
-    with pytest.raises(InputError, match=r"holds 7 rows along 'past' .* at most 6"):
+    with pytest.raises(InputError, match=r"holds 7 rows along 'past' .* for 0\.\.6"):
         session(IDS[:, 7:8])
     session.rewind(2)
     session(IDS[:, 6:7])
