@@ -5,6 +5,7 @@ from lbcompiler.passes.canonicalize import Canonicalize
 from lbcompiler.passes.channels_last import ChannelsLast
 from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
 from lbcompiler.passes.fold_constants import FoldConstants
+from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.fuse_attention import FuseAttention
 from lbcompiler.passes.fuse_linear import FuseLinear
 from lbcompiler.passes.insert_qdq import InsertQDQ
@@ -12,6 +13,7 @@ from lbcompiler.passes.lift_weights import LiftWeights
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.passes.quantize_weights import QuantizeWeights
 from lbcompiler.passes.recognize_activations import RecognizeActivations
+from lbcompiler.passes.recognize_norms import RecognizeNorms
 from lbcompiler.passes.select_formats import SelectFormats
 from lbcompiler.pipeline import Pass
 from lbcompiler.quantizers import Quantizer
@@ -22,6 +24,7 @@ PREPARE = (
     FoldConstants(),
     Canonicalize(),
     RecognizeActivations(),
+    RecognizeNorms(),
     AppendInPlace(),  # before attention, which then reads the memory where it lies
     FuseAttention(),
     ChannelsLast(),
@@ -32,7 +35,7 @@ PREPARE = (
 
 def quantize(quantizer: Quantizer) -> tuple[Pass, ...]:
     """From planned layers to linears of codes."""
-    return (QuantizeWeights(quantizer), InsertQDQ(), FuseLinear())
+    return (QuantizeWeights(quantizer), InsertQDQ(), FuseLinear(), FuseActivationQuantize())
 
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "ChannelsLast",
     "FoldBatchNorm",
     "FoldConstants",
+    "FuseActivationQuantize",
     "FuseAttention",
     "FuseLinear",
     "InsertQDQ",
@@ -49,6 +53,7 @@ __all__ = [
     "PackWeights",
     "QuantizeWeights",
     "RecognizeActivations",
+    "RecognizeNorms",
     "SelectFormats",
     "quantize",
 ]

@@ -8,6 +8,7 @@
 | `lbc.im2col(x; kernel, strides, ...)` | NHWC -> (N, OH, OW, kh*kw*C), to be a dense's input |
 | `lbc.depthwise(x, w[, b]; layer, strides, ...)` | NHWC x (kh, kw, C): each channel by itself |
 | `lbc.quantize(x; format, scale_rule)` | float -> (codes, scales[, tensor scale]) |
+| `lbc.fused_quantize(x[, other][, gamma][, beta]; ...)` | quantize of what a `Prologue` computes |
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
 | `lbc.linear(x..., w...[, b]; ...)` | the block-scaled GEMM that a target has a kernel for |
 | `lbc.attention(q, k, v[, mask]; scale, ...)` | softmax(q k^T * scale + mask) v, heads grouped |
@@ -31,6 +32,7 @@ from tvm import relax
 from tvm.ir import Op
 
 from lbcompiler.formats import BlockFormat, format_named
+from lbcompiler.ir.prologue import Prologue, prologue_of
 
 Expr = Any  # tvm.relax.Expr; TVM ships no type stubs
 Type = Any
@@ -129,6 +131,12 @@ def _infer_quantize(call: Any, _: Any) -> Type:
     return relax.TupleType(parts)
 
 
+def _infer_fused_quantize(call: Any, builder: Any) -> Type:
+    x, kept = call.args[0].ty, prologue_of(call.attrs).kept
+    rows = [_tensor(x.shape.values, "float32")] * kept
+    return relax.TupleType([*_infer_quantize(call, builder).fields, *rows])
+
+
 def _infer_dequantize(call: Any, _: Any) -> Type:
     return _tensor(call.args[0].ty.shape.values, "float32")
 
@@ -169,6 +177,9 @@ CONV = _register("lbc.conv", -1, _infer_conv, "NCHW convolution with a constant 
 IM2COL = _register("lbc.im2col", 1, _infer_im2col, "The windows of a convolution as rows.")
 DEPTHWISE = _register("lbc.depthwise", -1, _infer_depthwise, "NHWC depthwise convolution.")
 QUANTIZE = _register("lbc.quantize", 1, _infer_quantize, "Float to block-scaled codes.")
+FUSED_QUANTIZE = _register(
+    "lbc.fused_quantize", -1, _infer_fused_quantize, "Rows computed, kept in float, quantized."
+)
 DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled codes to float.")
 LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
 ATTENTION = _register("lbc.attention", -1, _infer_attention, "Softmax attention of float heads.")
@@ -247,6 +258,19 @@ def depthwise(
 def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:
     """(..., K) f32 -> (codes (..., K), scales (..., ceil(K/block))[, tensor scale (..., 1)])."""
     return _call(QUANTIZE, [x], format=fmt.name, scale_rule=scale_rule)
+
+
+def fused_quantize(
+    operands: Sequence[Expr], prologue: Prologue, *, fmt: BlockFormat, scale_rule: str
+) -> Expr:
+    """`quantize` of the prologue's row; behind its parts the float results: the sum, the row."""
+    return _call(
+        FUSED_QUANTIZE,
+        operands,
+        format=fmt.name,
+        scale_rule=scale_rule,
+        **prologue.attributes(),
+    )
 
 
 def dequantize(parts: Sequence[Expr], *, fmt: BlockFormat) -> Expr:

@@ -20,12 +20,22 @@ Cast = Callable[[Any, Any, "Scope"], Any]
 
 
 class Scope:
-    """What a rewrite may ask: the value behind a variable, how often it is read, where to emit."""
+    """What a rewrite may ask: the value behind a variable, how often it is read, where to emit.
 
-    def __init__(self, builder: Any, uses: Counter[str]) -> None:
+    `variable` is the one of the given module whose call is visited, `moved` what has become of an
+    expression of that module.
+    """
+
+    def __init__(self, builder: Any, uses: Counter[str], new: dict[Any, Any]) -> None:
         self.builder = builder
+        self.variable: Any = None
+        self._new = new
         self._uses = uses
         self._bound: dict[Any, Any] = {}  # variable -> the expression it is bound to
+
+    def moved(self, expr: Any) -> Any:
+        """An expression over earlier variables of the given module, over those of the new one."""
+        return substitute(expr, self._new)
 
     def value(self, expr: Any) -> Any:
         """The expression a variable is bound to; the expression itself where it is none."""
@@ -80,8 +90,8 @@ def rewrite(
     main = module["main"]
     others = {var: func for var, func in module.functions.items() if var.name_hint != "main"}
     builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
-    scope = Scope(builder, count_uses(main))
     new: dict[Any, Any] = {}
+    scope = Scope(builder, count_uses(main), new)
     given = [param if replaced is None else replaced.get(param, param) for param in main.params]
     with builder.function("main", [*given, *params], attrs=dict(main.attrs or {})):
         with builder.dataflow():
@@ -102,6 +112,7 @@ def _emit(binding: Any, value: Any, visit: Visit, scope: Scope, cast: Cast | Non
     if not isinstance(value, relax.Call):
         return scope.emit(value, binding.var.name)
     call = scope.builder.normalize(value)  # with its type, which a substituted call lost
+    scope.variable = binding.var
     replaced = visit(call, scope)
     return scope.emit(call if replaced is None else replaced, binding.var.name)
 

@@ -263,11 +263,12 @@ def shift_right(bits: Expr, by: int) -> Expr:
     return tirx.reinterpret(kind, unsigned >> splat(by, "uint32", lanes_of(bits)))
 
 
-def prefetch(element: Expr) -> None:
-    """Ask for an element's cache line, into the L2 cache; any address will do."""
-    to_read, into_l2, data = (tirx.const(value, "int32") for value in (0, 2, 1))
+def prefetch(element: Expr, *, level: int = 2, to_write: bool = False) -> None:
+    """Ask for an element's cache line, into the L2 or the L1 cache; any address will do."""
+    locality, data = 4 - level, 1
+    options = [tirx.const(value, "int32") for value in (int(to_write), locality, data)]
     address = tirx.address_of(element)
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, to_read, into_l2, data))
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *options))
 
 
 def look_up(isa: Isa, table: Sequence[int], indices: Expr) -> Expr:

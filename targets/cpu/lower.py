@@ -1,23 +1,29 @@
 """linear(quantize(x).., packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
 quantize(x)                           ->  call_tir(quantize, x)
 quantize(im2col(x))                   ->  call_tir(quantize, x), or gathered from quantize(x)
+fused_quantize(x.., g..)              ->  call_tir(quantize, x.., g..), its float results too
 
 The quantize of an activation is lowered where a linear reads it, into the operands that this
 linear's kernel wants (integers, scales, start values of the accumulator); linears of one kind share
-it. The config of a GEMM goes into the layer's record. Rows of all leading dimensions run as one
-(M, K) matrix."""
+it. One with float results is lowered where it stands, for the first linear that reads it. The
+config of a GEMM goes into the layer's record. Rows of all leading dimensions run as one (M, K)
+matrix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import tvm
 from tvm import relax
 
+from lbcompiler.formats import format_named
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
-from lbcompiler.ir.rewrite import Scope, rewrite
+from lbcompiler.ir.prologue import Prologue, prologue_of
+from lbcompiler.ir.rewrite import Scope, bindings, rewrite
 from lbcompiler.targets.cpu.configs import Tuned, fields_of
+from lbcompiler.targets.cpu.sources import PrologueRows
 from lbcompiler.targets.cpu.windows import (
     Windows,
     gather_windows,
@@ -35,33 +41,48 @@ class LowerLinears:
     name: ClassVar[str] = "lower_linears"
 
     def __call__(self, model: Model) -> Model:
-        lowering = _Lowering(self.kernel_for, self.tuned, dict(model.layers))
+        readers = _first_readers(model.module)
+        lowering = _Lowering(self.kernel_for, self.tuned, dict(model.layers), readers)
         module = rewrite(model.module, lowering.visit)
         return replace(model, module=module, layers=lowering.layers)
 
 
 class _Lowering:
-    def __init__(self, kernel_for: KernelFor, tuned: Tuned, layers: dict[str, Layer]) -> None:
+    def __init__(
+        self,
+        kernel_for: KernelFor,
+        tuned: Tuned,
+        layers: dict[str, Layer],
+        readers: dict[Any, Any],
+    ) -> None:
         self.kernel_for = kernel_for
+        self.readers = readers
         self.tuned = tuned
         self.layers = layers
         self.functions: dict[
             tuple[Any, ...], Any
         ] = {}  # what is asked of a kernel -> its GlobalVar
         self.quantized: dict[tuple[Any, ...], list[Any]] = {}
+        self.fused: dict[Any, Any] = {}  # the values of a fused quantize -> its call
 
     def visit(self, call: Any, scope: Scope) -> Any:
+        if call.op == ops.FUSED_QUANTIZE:
+            return self._fused_quantize(call, scope)
         if call.op != ops.LINEAR:
             return None
         activation, packed, bias = ops.linear_operands(call)
         kernel = self.kernel_for(*ops.linear_formats(call))
-        source = _quantize_of(activation, scope)
+        source = self.fused.get(activation[0])
+        if source is None:
+            source = _quantize_of(activation, scope)
         x = activation[0] if source is None else source.args[0]
         *lead, k = x.ty.shape.values
         n, epilogue = int(call.attrs["n"]), str(call.attrs["epilogue"])
         rows = self._rows(x, scope)
         operands = [rows]
-        if source is not None:
+        if source is not None and source.op == ops.FUSED_QUANTIZE:
+            operands = self._operands_of(kernel, source, scope)
+        elif source is not None:
             operands = self._quantize(
                 kernel, rows, x, int(k), str(source.attrs["scale_rule"]), scope
             )
@@ -129,6 +150,43 @@ class _Lowering:
         built = self._function(name, lambda: gather_windows(shape, plan), scope)
         return self._call(built, images, m, specs, scope)
 
+    def _fused_quantize(self, call: Any, scope: Scope) -> Any:
+        """The tuple that the call was: in place of its codes what linears find its operands by."""
+        kernel = self.kernel_for(*ops.linear_formats(self.readers[scope.variable]))
+        kept, operands = self._run_prologue(kernel, call, prologue_of(call.attrs), scope)
+        self.quantized[(kernel.quantizer, call)] = operands
+        self.fused[operands[0]] = call
+        shape = relax.ShapeExpr(call.args[0].ty.shape.values)
+        rows = [scope.emit(relax.op.reshape(row, shape)) for row in kept]
+        parts = format_named(str(call.attrs["format"])).parts
+        return relax.Tuple([*[operands[0]] * parts, *rows])
+
+    def _operands_of(self, kernel: Any, call: Any, scope: Scope) -> list[Any]:
+        """A fused quantize as this kernel wants it."""
+        key = (kernel.quantizer, call)
+        if key not in self.quantized:  # another kernel than the first: the float results are there
+            prologue = replace(prologue_of(call.attrs), keeps_sum=False, keeps_row=False)
+            _, self.quantized[key] = self._run_prologue(kernel, call, prologue, scope)
+        return self.quantized[key]
+
+    def _run_prologue(
+        self, kernel: Any, call: Any, prologue: Prologue, scope: Scope
+    ) -> tuple[list[Any], list[Any]]:
+        """(the float results, the operands of a GEMM)."""
+        k, rule = int(call.args[0].ty.shape.values[-1]), str(call.attrs["scale_rule"])
+        rows = [self._rows(x, scope) for x in call.args[: prologue.rows]]
+        key = ("quantize", kernel.quantizer, k, rule, prologue.name, prologue)
+        build = partial(kernel.quantize, k, rule, PrologueRows(prologue))
+        specs = [((k,), "float32")] * prologue.kept + kernel.quantized_specs(k)
+        results = self._call(
+            self._function(key, build, scope),
+            [*rows, *call.args[prologue.rows :]],
+            rows[0].ty.shape.values[0],
+            specs,
+            scope,
+        )
+        return results[: prologue.kept], results[prologue.kept :]
+
     def _call(
         self, built: Any, inputs: list[Any], m: Any, specs: list[Any], scope: Scope
     ) -> list[Any]:
@@ -141,12 +199,25 @@ class _Lowering:
 
     def _function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
         if key not in self.functions:
-            name = "_".join(str(part) for part in key)
+            name = "_".join(str(part) for part in key if not isinstance(part, Prologue))
             self.functions[key] = scope.builder.add_func(build(), name)
         return self.functions[key]
 
 
 ANALYZER = tvm.sym.Analyzer()
+
+
+def _first_readers(module: Any) -> dict[Any, Any]:
+    """The variable of a quantized activation -> the first linear that reads it."""
+    readers: dict[Any, Any] = {}
+    quantized: dict[Any, Any] = {}  # a part -> the variable
+    for binding in bindings(module["main"]):
+        value = binding.value
+        if isinstance(value, relax.TupleGetItem):
+            quantized[binding.var] = value.tuple_value
+        elif ops.is_call_to(value, ops.LINEAR) and value.args[0] in quantized:
+            readers.setdefault(quantized[value.args[0]], value)
+    return readers
 
 
 def _quantize_of(activation: list[Any], scope: Scope) -> Any:
