@@ -271,7 +271,7 @@ def tune(
             for outcome in tuner.run(work, Limits(trials, seconds, jobs), progress):
                 outcomes.append(outcome)
         except KeyboardInterrupt:
-            if not as_json:
+            if not (as_json or quiet):
                 reports.kept(outcomes, tuner.database)
             raise
         count = None if export is None else tuner.export(export)

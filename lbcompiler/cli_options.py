@@ -241,7 +241,7 @@ Rpc = Annotated[
 ]
 Export = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.json", help="Write this processor's results as a table."),
+    typer.Option(metavar="FILE.json", help="Write what beats the shipped configs here as a table."),
 ]
 BenchWhat = Annotated[
     str,

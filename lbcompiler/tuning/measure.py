@@ -9,6 +9,7 @@ bits, or it fails: tuning never changes a result.
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,8 @@ from lbcompiler.tuning.work import Work
 ROUNDS = 11
 LOSING, LOSING_ROUNDS = 1.1, 3  # what is that much slower by then is measured no further
 VISIT_S = 0.01  # of one visit to code that runs warm
-COLD_CALLS = 5  # of one visit to code that runs cold, each after a flush
+COLD_CALLS = (5, 25)  # of one visit to code that runs cold, each after a flush,
+FLUSHED_BYTES = 64 << 20  # which takes longer than the call: as many as flush that much
 FLUSH = "cache_flush_cpu_non_first_arg"  # TVM's name of it
 SAMPLE_ROWS = 256  # of the weight that is quantized; the rest repeats them
 
@@ -120,7 +122,9 @@ class GemmBench:
         """The median milliseconds of one call of the module's GEMM, over one visit."""
         device, operands = self.machine.device, (*self.operands, out)
         if self.work.shape[0] < SMALL_M:
-            evaluate = module.time_evaluator("gemm", device, 1, COLD_CALLS, f_preproc=FLUSH)
+            size = sum(_bytes(operand) for operand in self.operands)
+            calls = min(max(FLUSHED_BYTES // size, COLD_CALLS[0]), COLD_CALLS[1])
+            evaluate = module.time_evaluator("gemm", device, 1, calls, f_preproc=FLUSH)
         else:
             once = min(module.time_evaluator("gemm", device, 1, 2)(*operands).results)
             evaluate = module.time_evaluator("gemm", device, max(1, int(VISIT_S / once)), 1)
@@ -128,6 +132,10 @@ class GemmBench:
 
     def _tensor(self, array: Any) -> Any:
         return tvm.runtime.tensor(array, self.machine.device)
+
+
+def _bytes(tensor: Any) -> int:
+    return prod(map(int, tensor.shape)) * np.dtype(str(tensor.dtype)).itemsize
 
 
 def _last_line(error: Exception) -> str:

@@ -75,12 +75,13 @@ def results_in(storage: "BaseStorage") -> list[tuple[Subject, Result]]:
 
 
 def export(storage: "BaseStorage", path: Path, processor: str, isa: str) -> int:
-    """Write the results of a processor and instruction set as a table; how many there are."""
+    """Write what beats the default on a processor and instruction set as a table; how many."""
     wanted = (processor, isa, versions())
     found = [
         result
         for subject, result in results_in(storage)
         if (subject.processor, subject.isa, subject.versions) == wanted
+        and result.ms < result.default_ms
     ]
     ordered = tuple(sorted(found, key=lambda result: (result.kernel, result.shape)))
     table = Table(processor=processor, versions=versions(), results=ordered)

@@ -46,7 +46,7 @@ _GIVEN_BACK = "given back"
 
 @dataclass(frozen=True)
 class Score:
-    """A config that was measured: medians over its trials."""
+    """A config that was measured: its trial of the median ratio, the better one of two."""
 
     fields: Fields
     ratio: float
@@ -179,16 +179,14 @@ def scores(trials: "Iterable[FrozenTrial]") -> list[Score]:
     for trial in trials:
         if trial.state.name == "COMPLETE" and _MS in trial.user_attrs:
             measured.setdefault(tuple(sorted(trial.params.items())), []).append(trial)
-    return [
-        Score(
-            dict(fields),
-            statistics.median(float(t.value or 0) for t in found),
-            statistics.median(float(t.user_attrs[_MS]) for t in found),
-            statistics.median(float(t.user_attrs[_DEFAULT_MS]) for t in found),
-            len(found),
-        )
-        for fields, found in measured.items()
-    ]
+    return [_score(dict(fields), found) for fields, found in measured.items()]
+
+
+def _score(fields: Fields, trials: "list[FrozenTrial]") -> Score:
+    ordered = sorted(trials, key=lambda trial: trial.value or 0)
+    middle = ordered[(len(ordered) - 1) // 2]
+    ms, default_ms = (round(float(middle.user_attrs[name]), 6) for name in (_MS, _DEFAULT_MS))
+    return Score(fields, middle.value or 0, ms, default_ms, len(trials))
 
 
 def best_result(
@@ -200,7 +198,7 @@ def best_result(
         return None
     confirmed = [s for s in found if s.count >= CONFIRMED and s.ratio <= GAIN]
     best = min(confirmed, key=lambda score: score.ratio, default=None)
-    default_ms = statistics.median(score.default_ms for score in found)
+    default_ms = round(statistics.median(score.default_ms for score in found), 6)
     return Result(
         kernel=subject.kernel,
         shape=subject.shape,

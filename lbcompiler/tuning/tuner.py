@@ -92,7 +92,7 @@ class Tuner:
         return sum(subject.versions != current_versions() for subject in subjects)
 
     def export(self, path: Path) -> int:
-        """Write this processor's results for the instruction set as a table; how many."""
+        """Write what beats the default here, for the instruction set, as a table; how many."""
         with readable(self.database):
             return export(self.storage, path, self.machine.processor, self.isa.name)
 
