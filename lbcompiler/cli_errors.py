@@ -24,7 +24,7 @@ from lbcompiler.errors import LbcError
 FAULT, USER, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 interrupted = threading.Event()  # by Ctrl-C, which TVM may raise as a RuntimeError without words
-SIGNAL_S = 0.05  # that a signal takes to be seen
+SIGNAL_S = 1.0  # that a signal may take to be seen, on a machine that is busy
 
 
 class Verb(TyperCommand):
