@@ -19,3 +19,10 @@ class ArtifactError(LbcError):
 
 class InputError(LbcError):
     """A run-time input has the wrong name, dtype or shape."""
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, which TVM's calls may turn into a RuntimeError without words."""
+    if isinstance(error, RuntimeError):
+        return not str(error).strip()
+    return isinstance(error, KeyboardInterrupt)

@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 
 from lbcompiler.formats import FORMATS
+from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import isa_named
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
@@ -48,7 +49,8 @@ def _format(name: str | None) -> Any:
 def library(kernel: LinearKernel, **functions: Any) -> bytes:
     """Compiled and linked for the kernel's instruction set."""
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
-    module = tvm.compile(tvm.IRModule(named), target=kernel.isa.tvm_target())
+    target = kernel.isa.tvm_target()
+    module = tvm.compile(tvm.IRModule(named), target=target, tir_pipeline=tir_pipeline())
     with tempfile.TemporaryDirectory(prefix="lbc-tune-") as folder:
         path = Path(folder) / "kernel.so"
         module.export_library(str(path))

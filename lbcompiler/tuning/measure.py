@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tvm
 
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, is_interruption
 from lbcompiler.targets.cpu.gemm import SMALL_M, Config
 from lbcompiler.tuning.build import Built, build_all, library
 from lbcompiler.tuning.machine import Machine
@@ -84,6 +84,8 @@ class GemmBench:
         except CandidateError:
             raise
         except Exception as error:  # TVM's own, under several names
+            if is_interruption(error):
+                raise
             self._must_answer()
             raise CandidateError(f"{type(error).__name__}: {_last_line(error)}") from None
 

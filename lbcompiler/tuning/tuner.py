@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbcompiler.compiler import merged
 from lbcompiler.config import CompileConfig, masked
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, is_interruption
 from lbcompiler.pipeline import Progress, silent
 from lbcompiler.targets.cpu import tuned_for
 from lbcompiler.targets.cpu.configs import Shape, Tuned, shape_class, shipped
@@ -80,9 +80,11 @@ class Tuner:
         try:
             if study.needs_search(limits.trials):
                 search(study, self.make_bench(work, self.machine, limits.jobs), limits, progress)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if not is_interruption(error):
+                raise
             yield _outcome(study, work, subject)
-            raise
+            raise KeyboardInterrupt from None
         yield _outcome(study, work, subject)
 
     def other_versions(self) -> int:

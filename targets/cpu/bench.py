@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 
 from lbcompiler.formats import BlockFormat, Quantized
+from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.configs import Tuned
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import Isa
@@ -103,4 +104,5 @@ def _compiled(kernel: LinearKernel, act: BlockFormat | None, k: int, n: int, con
     if act is not None:
         functions["quantize"] = kernel.quantize(k, act.default_rule)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
-    return tvm.compile(tvm.IRModule(named), target=kernel.isa.tvm_target())
+    module = tvm.IRModule(named)
+    return tvm.compile(module, target=kernel.isa.tvm_target(), tir_pipeline=tir_pipeline())

@@ -38,6 +38,7 @@ class Weights(Protocol):
     """`each_group` emits a block's k-groups; `factors` are its scales, a vector for 16 columns.
 
     Factors are float32, or where exponents may be added int32: the float's bits less those of 1.0.
+    `block` counts from the first of `Products.add`, which for weights that are no panel is block 0.
     """
 
     def each_group(self, place: Place, block: Expr, use: UseGroup) -> None: ...

@@ -4,7 +4,7 @@ parameter.
 Three are enough to reach what machines in use can do with an int8 dot product: `vpdpbusd` (four
 products a lane in one instruction), `vpmaddubsw` + `vpmaddwd` (the same in two, with a 16-bit step
 between), and plain widening integer arithmetic that every LLVM target has. A fourth adds to the
-first `vdpbf16ps`, for formats whose codes are no small integers. The results are the same, bit for
+first `vdpbf16ps`, for formats whose codes are no small integers. Sums are the same, bit for
 bit; an artifact names the one it needs. A target names a neutral processor model and
 no more features than its level has, so that code built on one machine runs on every other machine
 of that level.

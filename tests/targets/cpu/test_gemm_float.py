@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lbcompiler.formats import FORMATS
+from lbcompiler.formats import FORMATS, Quantized
 from lbcompiler.targets.cpu.gemm import Config
+from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import (
     HERE,
@@ -13,7 +14,9 @@ from tests.targets.cpu.reference import (
     compiled,
     exact_values,
     float_sums,
+    linear_of,
     multiply,
+    pair_operands,
 )
 
 LOW = Config(rows=1, columns=2, depth=64, chunk=8, small_columns=1)  # one tile compiles fastest
@@ -31,7 +34,7 @@ def rows() -> np.ndarray:
 @each_isa
 @pytest.mark.parametrize("weight", FORMATS.values(), ids=FORMATS)
 def test_every_code_and_scale_byte_under_float_activations(isa, weight) -> None:
-    """The one function serves every float activation: they arrive as code * scale in float32."""
+    """The one function serves every activation that arrives as code * scale in float32."""
     kernel = kernel_for(weight, None, isa)
     module = compiled(isa, gemm=kernel.gemm(N, K, bias=False, config=LOW))
     w = any_weight(weight, N, K, seed=1)
@@ -62,3 +65,41 @@ def test_weights_that_were_not_quantized(isa, k) -> None:
     w, bias = rng.standard_normal((N, k), np.float32), rng.standard_normal(N, np.float32)
     y = multiply(kernel, module["gemm"], [rows()[:, :k]], w, bias)
     np.testing.assert_array_equal(y, float_sums(rows()[:, :k], w) + bias)
+
+
+def near_the_limit(fmt, n: int, k: int, exponents: tuple[int, int], rng) -> Quantized:
+    """Every finite code under scales of 2^exponents (E8M0) or of any finite byte (E4M3)."""
+    codes = np.arange(1 << fmt.element.bits, dtype=np.uint8)
+    codes = codes[np.isfinite(fmt.element.decode(codes))]
+    drawn = rng.permuted(np.resize(codes, (n, k)), axis=1)
+    low, high = (127 + e for e in exponents) if fmt.scale == "e8m0" else (1, 126)
+    scales = rng.integers(low, high + 1, (n, fmt.blocks(k))).astype(np.uint8)
+    rows = np.full((n, 1), 0.5, np.float32) if fmt.has_tensor_scale else None
+    return Quantized(drawn, scales, rows)
+
+
+@pytest.mark.skipif(not detect().has_bf16, reason="no bfloat16 dot product here")
+@pytest.mark.parametrize("exponents", [(-41, -39), (39, 41), (-62, -58), (0, 3)])
+@pytest.mark.parametrize(
+    ("weight", "act"),
+    [
+        ("mxfp8_e5m2", "mxfp8_e5m2"),  # subnormal codes squared are the smallest products
+        ("mxfp6_e3m2", "mxfp8"),
+        ("mxint8", "mxfp8"),
+        ("mxfp6", "mxfp8_e5m2"),
+        ("mxfp8", "nvfp4"),
+        ("mxfp8", "mxint6"),
+    ],
+)
+def test_pairs_of_bfloat16_at_the_limit_of_plain_scales(weight, act, exponents) -> None:
+    kernel = kernel_for(FORMATS[weight], FORMATS[act], detect())
+    rng = np.random.default_rng(0)
+    m, n, k = 9, 48, 77
+    x = near_the_limit(kernel.act, m, k, exponents, rng)
+    w = near_the_limit(kernel.weight, n, k, exponents, rng)
+    if w.tensor_scale is not None:
+        w = Quantized(w.codes, w.scales, np.asarray(0.5, np.float32))
+    config = Config(rows=4, columns=1, depth=64, chunk=8, small_columns=1)
+    module = compiled(detect(), gemm=kernel.gemm(n, k, bias=False, config=config))
+    y = multiply(kernel, module["gemm"], pair_operands(kernel, x), w)
+    np.testing.assert_array_equal(y, linear_of(kernel, x, w))

@@ -59,3 +59,27 @@ def test_the_largest_products_do_not_overflow(isa, name) -> None:
     q = kernel.act.quantize(x, per_row=True)
     y = multiply(kernel, module["gemm"], integer_operands(kernel, q), w)
     np.testing.assert_array_equal(y, linear_of(kernel, q, w))
+
+
+@each_isa
+@pytest.mark.parametrize("exponents", [(-63, -61), (61, 63), (-70, 70)])
+def test_exponents_at_the_limit_of_what_is_added(isa, exponents) -> None:
+    """Both scales near the limit at once: their sum is the smallest or largest that is added."""
+    rng = np.random.default_rng(0)
+    config = Config(rows=2, columns=1, depth=64, chunk=4, small_columns=1)
+    for name in ("mxint8", "mxfp6", "mxfp4"):
+        kernel = kernel_for(FORMATS[name], FORMATS[name], isa)
+        codes = np.arange(1 << kernel.act.element.bits, dtype=np.uint8)
+        x, w = (
+            Quantized(
+                rng.permuted(np.resize(codes, (rows, K)), axis=1),
+                (127 + rng.integers(exponents[0], exponents[1] + 1, (rows, 3))).astype(np.uint8),
+                None,
+            )
+            for rows in (9, N)
+        )
+        if name == "mxint8":
+            x.codes[x.codes == 128] = 127  # -128 is never an activation
+        module = compiled(isa, gemm=kernel.gemm(N, K, bias=False, config=config))
+        y = multiply(kernel, module["gemm"], integer_operands(kernel, x), w)
+        np.testing.assert_array_equal(y, linear_of(kernel, x, w))
