@@ -27,6 +27,12 @@ interrupted = threading.Event()  # by Ctrl-C, which TVM may raise as a RuntimeEr
 SIGNAL_S = 1.0  # that a signal may take to be seen, on a machine that is busy
 
 
+def end_if_interrupted() -> None:
+    """Raises KeyboardInterrupt after a Ctrl-C."""
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 class Verb(TyperCommand):
     """A command that turns what it raises into a message; wrong usage is left to Typer."""
 

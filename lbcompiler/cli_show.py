@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lbcompiler.cli_errors import end_if_interrupted
+
 PIPE_WIDTH = 250  # of a table that no terminal bounds: layer names are long
 
 Progress = Callable[[str, int, int], None]
@@ -81,9 +83,12 @@ def shape(dims: Iterable[int | str]) -> str:
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """One bar for each stage, while it lasts; nothing unless stderr is a terminal."""
+    """One bar for each stage, while it lasts; nothing unless stderr is a terminal.
+
+    What reports its progress ends here after a Ctrl-C that was lost on its way (`cli_signals`).
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda _stage, _done, _total: None
+        yield lambda _stage, _done, _total: end_if_interrupted()
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -93,6 +98,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
+            end_if_interrupted()
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)

@@ -3,6 +3,10 @@
 Python runs its signal handlers between two of its own instructions, and a compiler may stay for
 minutes in one call of C++. So a thread is woken by the signal itself; when the main thread has not
 unwound after a while, it removes what is half-written and ends the process.
+
+A KeyboardInterrupt may also be lost: one that is raised within a finalizer can only be reported,
+and a library's C++ may make another error of it. So the signal is remembered
+(`cli_errors.interrupted`), and whoever reports progress asks for it.
 """
 
 import os
@@ -23,6 +27,7 @@ CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 def end_on_signals() -> None:
     """To be called once, by the main thread of a process that is `lbc` and nothing else."""
     signal.signal(signal.SIGTERM, _terminated)
+    sys.unraisablehook = _in_finalizer
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -43,6 +48,12 @@ def exit_of_interruption() -> Iterator[None]:
             sys.stdout.flush()
             os._exit(INTERRUPTED)
         raise
+
+
+def _in_finalizer(report: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C there is no news; anything else is."""
+    if report.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(report)
 
 
 def _terminated(_number: int, _frame: object) -> None:
