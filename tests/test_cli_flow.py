@@ -253,11 +253,11 @@ def test_tune_then_compile_with_the_results(folder: Path, tmp_path: Path) -> Non
     assert held["results"] == []  # one trial beats no default
     kernel = made["layers"][0]["kernel"]
     faster = {"kernel": kernel, "shape": [1, 64, 96], "ms": 1, "default_ms": 2}
-    held["results"] = [faster | {"config": {"small_columns": 1}}]
+    held["results"] = [faster | {"config": {"small_columns": 3}}]
     table.write_text(json.dumps(held))
     planned = said(lbc(*common, table, "--dry-run"))["layers"]
     assert [str(table) in layer["config_source"] for layer in planned] == [True, False]
-    assert planned[0]["config"]["small_columns"] == 1
+    assert planned[0]["config"]["small_columns"] == 3
 
 
 @pytest.mark.parametrize(

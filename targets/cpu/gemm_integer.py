@@ -38,7 +38,7 @@ from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
 AVX512_TILES = ((3, 4, 6, 8, 12), (1, 2, 3, 4))
-AVX512_DEFAULT = Config(rows=4, columns=3, depth=512, chunk=256, small_columns=4)
+AVX512_DEFAULT = Config(rows=4, columns=3, depth=512, chunk=256, small_columns=1)
 SHAPES = {
     AVX512_BF16: AVX512_TILES,
     AVX512_VNNI: AVX512_TILES,
@@ -48,7 +48,7 @@ SHAPES = {
 DEFAULTS = {
     AVX512_BF16: AVX512_DEFAULT,
     AVX512_VNNI: AVX512_DEFAULT,
-    AVX2: Config(rows=4, columns=1, depth=512, chunk=64, small_columns=2),
+    AVX2: Config(rows=4, columns=1, depth=512, chunk=64, small_columns=1),
     GENERIC: Config(rows=2, columns=1, depth=512, chunk=64, small_columns=1),
 }
 

@@ -33,6 +33,7 @@ from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS
 from lbcompiler.targets.cpu.packed_weights import load_planes, load_scales
 
+AHEAD = 64  # lines of a column's weights that are asked for before they are used: 4 KiB
 LINES = 4  # of each column tile that are asked for in the time of a register tile
 
 
@@ -63,13 +64,27 @@ class DirectWeights:
 
     def each_group(self, place: Place, block: Expr, use: UseGroup) -> None:
         with T.serial(self.loads) as load:
+            position = let(block * self.loads + load)
+            self._ask_ahead(place, position)
             vectors = [
-                self.operands(place.column, let(block * self.loads + load), v)
-                for v in range(place.vectors(self.isa))
+                self.operands(place.column, position, v) for v in range(place.vectors(self.isa))
             ]
             for group in range(self.groups):
                 k = (load * self.groups + group) * self.isa.k_group
                 use(k, [vector[group] for vector in vectors])
+
+    def _ask_ahead(self, place: Place, load: Expr) -> None:
+        """Begin to bring in what is `AHEAD` lines away, at a column's end that of the next task."""
+        if not self.isa.is_avx512:
+            return
+        columns = place.tile.columns
+        for i, plane in enumerate(self.planes):
+            count = 1 << (len(self.planes) - 1 - i)
+            ahead, rows = let(load * count + AHEAD), int(plane.shape[1])
+            beyond = let(tirx.Select(ahead >= rows, ahead + (columns - 1) * rows, ahead))
+            for tile in range(columns):
+                for j in range(count):
+                    prefetch(plane[place.column + tile, beyond + j, 0], level=1)
 
     def factors(self, place: Place, block: Expr) -> list[Expr]:
         return [bound(self.factor(place.column, block, v)) for v in range(place.vectors(self.isa))]

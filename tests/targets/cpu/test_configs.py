@@ -45,7 +45,7 @@ def test_a_class_is_a_side_of_m_and_octaves_of_k_and_n() -> None:
 
 def test_sides_have_results_of_their_own() -> None:
     default = MXINT8.default_config(1000, 1000)
-    few, many = result(4, 1024, 1024, small_columns=1), result(64, 1024, 1024, chunk=32)
+    few, many = result(4, 1024, 1024, small_columns=3), result(64, 1024, 1024, chunk=32)
     for results, names in (((few,), {"small_columns"}), ((few, many), {"small_columns", "chunk"})):
         chosen = Tuned((Source("t", results),)).choose(MXINT8, 1000, 1000)
         changed = {
