@@ -14,10 +14,9 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu.gemm import Task
-from lbcompiler.targets.cpu.intrinsics import Expr, Registers, real_of
+from lbcompiler.targets.cpu.intrinsics import Expr, real_of
 from lbcompiler.targets.cpu.layout import padded
-
-PLAIN = 40  # exponents of both scales up to +- this: no product or sum of some is a denormal
+from lbcompiler.targets.cpu.plain import flagged
 
 
 def pair_count(k: int) -> int:
@@ -73,12 +72,4 @@ class PairRows:
 
     def unusual(self, task: Task) -> Expr:
         """Not 0 if a row of the task has a block that is not plain."""
-        if self.flags is None:
-            return tirx.const(0, "int32")
-        found = Registers(1, "int32", 1)
-        found[0] = tirx.const(0, "int32")
-        with T.serial(task.count) as i:
-            row = task.row(i)
-            for r in range(task.tile.rows):
-                found[0] = found[0] | self.flags[row + r, 0]
-        return found[0]
+        return tirx.const(0, "int32") if self.flags is None else flagged(task, self.flags)

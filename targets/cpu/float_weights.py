@@ -9,15 +9,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import decode
-from lbcompiler.targets.cpu.float_activations import PLAIN
+from lbcompiler.targets.cpu import decode, plain
 from lbcompiler.targets.cpu.gemm import Task
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     Registers,
     at,
     bound,
-    cast,
     let,
     maximum,
     reduce_max_unsigned,
@@ -138,9 +136,7 @@ class Decode:
         largest[0] = splat(0, "int32", lanes)
         with T.serial(self.fmt.blocks(k)) as block:
             for v in range(task.tile.columns * COLUMNS // lanes):
-                stored = cast("int32", load_scales(self.scales, task.column, block, v, self.isa))
-                exponent = bound(stored - splat(127, "int32", lanes))
-                distance = maximum(exponent, splat(0, "int32", lanes) - exponent)
-                largest[0] = maximum(largest[0], distance)
+                stored = load_scales(self.scales, task.column, block, v, self.isa)
+                largest[0] = maximum(largest[0], plain.distance(stored))
         most = reduce_max_unsigned(largest[0])
-        return tirx.Select(most > PLAIN, tirx.const(1, "int32"), tirx.const(0, "int32"))
+        return tirx.Select(most > plain.BFLOAT16, tirx.const(1, "int32"), tirx.const(0, "int32"))

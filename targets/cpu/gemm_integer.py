@@ -15,7 +15,7 @@ two formats differ, a block of the loop is the shorter one of them.
 Dot products, multiplications and FMAs share two pipes on Zen 4 and 5. A block of 32 needs 8 dot
 products and one FMA there, and the multiplication of the two scales would be a tenth. Where both
 are powers of two it is an addition of exponents instead, which other pipes do. That is exact while
-the exponents stay small (`integer_products.PLAIN`): a panel or a chunk of rows with one that is
+the exponents stay small (`plain.ADDED`): a panel or a chunk of rows with one that is
 larger, or with NaN, takes a second loop that multiplies.
 """
 

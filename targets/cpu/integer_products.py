@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -27,9 +26,9 @@ from lbcompiler.targets.cpu.intrinsics import (
     splat,
 )
 from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.plain import flagged
 
 ONE_BITS = 127 << 23  # of float32 1.0: its biased exponent
-PLAIN = 62  # exponents up to +- this in both scales: their sum is one of a normal float32
 
 UseGroup = Callable[[Expr, list[Expr]], None]  # (k of the group within its block, weight vectors)
 
@@ -60,13 +59,7 @@ class Activations:
 
     def unusual(self, task: Task) -> Expr:
         """Not 0 if a row of the task is not plain."""
-        found = Registers(1, "int32", 1)
-        found[0] = tirx.const(0, "int32")
-        with T.serial(task.count) as i:
-            row = task.row(i)
-            for r in range(task.tile.rows):
-                found[0] = found[0] | self.flags[row + r, 0]
-        return found[0]
+        return flagged(task, self.flags)
 
     def scale(self, row: Expr, block: Expr) -> Expr:
         return self.scales[row, block // (self.fmt.block // self.block)]

@@ -13,16 +13,15 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import decode
+from lbcompiler.targets.cpu import decode, plain
 from lbcompiler.targets.cpu.gemm import Place, Task
-from lbcompiler.targets.cpu.integer_products import ONE_BITS, PLAIN, UseGroup
+from lbcompiler.targets.cpu.integer_products import ONE_BITS, UseGroup
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     Registers,
     at,
     bits_of,
     bound,
-    cast,
     let,
     maximum,
     prefetch,
@@ -146,8 +145,8 @@ class Panel:
                 factor = weights.factor(column, let(first + i), v)
                 if self.may_be_plain:
                     bits = bits_of(factor) - splat(ONE_BITS, "int32", isa.lanes)
-                    distance = self._distance(let(first + i), v)
-                    self._unusual[0] = maximum(self._unusual[0], distance)
+                    stored = weights.scale_bytes(column, let(first + i), v)
+                    self._unusual[0] = maximum(self._unusual[0], plain.distance(stored))
                     factor = bits
                 T.buffer_store(self.scales, factor, position)
 
@@ -163,17 +162,10 @@ class Panel:
                 for j in range(LINES):
                     prefetch(plane[place.column + tile, line + j, 0])
 
-    def _distance(self, block: Expr, v: int) -> Expr:
-        """How far the exponents are from 0."""
-        isa = self.weights.isa
-        stored = cast("int32", self.weights.scale_bytes(self.task.column, block, v))
-        exponent = bound(stored - splat(127, "int32", isa.lanes))
-        return maximum(exponent, splat(0, "int32", isa.lanes) - exponent)
-
     def unusual(self) -> Expr:
         """Not 0 if a scale of the panel is not plain."""
         largest = reduce_max_unsigned(self._unusual[0])
-        return tirx.Select(largest > PLAIN, tirx.const(1, "int32"), tirx.const(0, "int32"))
+        return tirx.Select(largest > plain.ADDED, tirx.const(1, "int32"), tirx.const(0, "int32"))
 
     def each_group(self, place: Place, block: Expr, use: UseGroup) -> None:
         weights, isa = self.weights, self.weights.isa

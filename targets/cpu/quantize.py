@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import float_activations, integer_products
+from lbcompiler.targets.cpu import plain
 from lbcompiler.targets.cpu.block_scales import RULES, Scales, scales_of
 from lbcompiler.targets.cpu.decode import divisor
 from lbcompiler.targets.cpu.float_activations import PairRows
@@ -164,7 +164,7 @@ class Quantizer:
             divided = divisor(self.fmt.element) * weight_divisor
             inverse = 1.0 / divided
 
-            unusual = _Flags(flags, integer_products.PLAIN, divided)
+            unusual = _Flags(flags, plain.ADDED, divided)
 
             def emit(group: Group, scale: Scales) -> None:
                 by = like(scale.value, "float32", inverse)
@@ -220,7 +220,7 @@ class Quantizer:
             self.source.arguments(m, k)
             out = PairRows.declare(self.fmt, m, k)
             row_scales = self._row_scales(m)
-            unusual = _Flags(out.flags, float_activations.PLAIN)
+            unusual = _Flags(out.flags, plain.BFLOAT16)
 
             def emit(group: Group, scale: Scales) -> None:
                 factor = scale.value

@@ -9,10 +9,9 @@ import tvm
 from numpy.typing import NDArray
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
+from lbcompiler.targets.cpu import plain
 from lbcompiler.targets.cpu.build import tir_pipeline
-from lbcompiler.targets.cpu.float_activations import PLAIN as PLAIN_FLOAT
 from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
-from lbcompiler.targets.cpu.integer_products import PLAIN
 from lbcompiler.targets.cpu.isa import ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
 from lbcompiler.targets.cpu.layout import padded, row_stride
@@ -175,7 +174,7 @@ def integer_operands(kernel: LinearKernel, q: Quantized, x: Array | None = None)
     flags = []
     if act.scale == weight.scale == "e8m0":
         with np.errstate(all="ignore"):
-            is_plain = (scales <= 2.0**PLAIN) & (scales >= 2.0**-PLAIN)
+            is_plain = (scales <= 2.0**plain.ADDED) & (scales >= 2.0**-plain.ADDED)
         flags.append((~is_plain.all(-1, keepdims=True)).astype(np.int32))
     rows = [] if q.tensor_scale is None else [q.tensor_scale]
     return [apart, scales, starts.astype(np.int32), *flags, *rows]
@@ -188,7 +187,7 @@ def pair_operands(kernel: LinearKernel, q: Quantized) -> list[Array]:
     of_k = np.arange(k) // act.block
     extra: list[Array] = []
     if act.scale == "e8m0":
-        is_plain = (scales <= 2.0**PLAIN_FLOAT) & (scales >= 2.0**-PLAIN_FLOAT)
+        is_plain = (scales <= 2.0**plain.BFLOAT16) & (scales >= 2.0**-plain.BFLOAT16)
         kept = np.where(is_plain, np.float32(1), scales)
         extra = [kept, (~is_plain.all(-1, keepdims=True)).astype(np.int32)]
         scales = np.where(is_plain, scales, np.float32(1))

@@ -1,0 +1,41 @@
+"""Scales that are plain: powers of two with exponents so small that two of them combine exactly.
+
+Beyond the limit, and for NaN, kernels take a slower way (gemm_integer.py, float_activations.py).
+"""
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from lbcompiler.targets.cpu.gemm import Task
+from lbcompiler.targets.cpu.intrinsics import (
+    Expr,
+    Registers,
+    bound,
+    cast,
+    lanes_of,
+    like,
+    maximum,
+    splat,
+)
+
+ADDED = 62  # exponents up to +- this in both scales: their sum is one of a normal float32
+BFLOAT16 = 40  # the same: no product of two such numbers, nor a sum of some, is a denormal
+
+
+def flagged(task: Task, flags: Any) -> Expr:
+    """Not 0 if a row of the task is not plain: flags int32 (M, 1), as `quantize` makes them."""
+    found = Registers(1, "int32", 1)
+    found[0] = tirx.const(0, "int32")
+    with T.serial(task.count) as i:
+        row = task.row(i)
+        for r in range(task.tile.rows):
+            found[0] = found[0] | flags[row + r, 0]
+    return found[0]
+
+
+def distance(stored: Expr) -> Expr:
+    """int32 lanes: how far the exponents of E8M0 bytes are from 0."""
+    exponent = bound(cast("int32", stored) - splat(127, "int32", lanes_of(stored)))
+    return maximum(exponent, like(exponent, "int32", 0) - exponent)
