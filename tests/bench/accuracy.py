@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 import lbcompiler
 from tests.bench.accuracy_tasks import TASKS, Model, Task
-from tests.bench.agreement import Agreement, agreement, quantized_layers
+from tests.bench.agreement import Agreement, activations_in_memory, agreement, quantized_layers
 from tests.bench.fake_quantized import Quantization
 from tests.bench.reference import Reference
 from tests.bench.reference_torch import TorchReference
@@ -92,6 +92,8 @@ def measure(
     row |= task.score(model, float_engine(path), folder)
     row["score_seconds"] = round(time.perf_counter() - start, 1)
     if engine == "compiled" and with_agreement:
+        with activations_in_memory():
+            program = compiled_engine(path, quantization)
         in_float = {layer.name for layer in program.manifest.layers} - quantized_layers(program)
         reference = reference_engine(path, quantization, in_float)
         row |= figures(agreement(program, reference, task.feeds(folder)))

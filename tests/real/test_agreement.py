@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import lbcompiler
-from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 
 Built = Callable[[str], Path]
 FILES = (
@@ -43,25 +42,18 @@ def cases() -> list[Any]:
     ]
 
 
-@pytest.fixture(autouse=True)
-def activations_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each layer's activation is read where a quantize kernel gets it, so none computes it itself:
-    that these kernels give the same bits is tests/targets/cpu/test_sources.py's to say.
-    """
-    monkeypatch.setattr(FuseActivationQuantize, "__call__", lambda _, model: model)
-
-
 @pytest.mark.parametrize(("file", "fmt", "act_format"), cases())
 def test_agrees_with_the_reference(file: str, fmt: str, act_format: str, built: Built) -> None:
     pytest.importorskip("tokenizers", reason="the tokenizers are read with it")
     pytest.importorskip("PIL", reason="the texts are rendered with it")
     from tests.bench.accuracy import reference_engine
     from tests.bench.accuracy_tasks import TASKS
-    from tests.bench.agreement import agreement
+    from tests.bench.agreement import activations_in_memory, agreement
     from tests.bench.fake_quantized import Quantization
 
     path = built(file)
-    program = lbcompiler.compile(path, target="cpu", format=fmt, act_format=act_format).load()
+    with activations_in_memory():
+        program = lbcompiler.compile(path, target="cpu", format=fmt, act_format=act_format).load()
     reference = reference_engine(path, Quantization(fmt, act_format), set())
     found = agreement(program, reference, TASKS[path.stem].feeds(path.parent))
     assert found.output_db > SAME_ARITHMETIC
