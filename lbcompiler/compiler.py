@@ -172,7 +172,7 @@ def _plan(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Mo
 
 def _lower(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
     passes: tuple[Pass, ...] = (
-        *quantize(QUANTIZERS[config.quantizer]),
+        *quantize(QUANTIZERS[config.quantizer].quantize),
         *target.passes,
         LiftWeights(),
     )

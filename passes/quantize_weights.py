@@ -13,7 +13,7 @@ from lbcompiler.formats import BlockFormat, format_named
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Array, Model, Weight, shared
 from lbcompiler.ir.rewrite import Scope, rewrite
-from lbcompiler.quantizers import Quantizer, round_to_nearest
+from lbcompiler.quantizers import Problem, Quantizer, round_to_nearest
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class QuantizeWeights:
                     f"the weight of layer {layer!r} holds NaN or infinity, which no block can "
                     "represent: mend the model, or keep the layer in float with --exclude"
                 )
-            q = self.quantizer(values, fmt, rule)
+            q = self.quantizer(Problem(values, fmt, rule))
             parts = (q.codes, q.scales, q.tensor_scale)
             return tuple(part for part in parts if part is not None)
 

@@ -9,6 +9,7 @@ from lbcompiler.formats import FORMATS, BlockFormat, Quantized
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Model, Weight
 from lbcompiler.passes import QuantizeWeights
+from lbcompiler.quantizers import Problem, round_to_nearest
 from tests.passes.build import Body, model_of, same_ir
 
 BIAS_FREE = {"shape": (8, 72)}
@@ -46,9 +47,9 @@ def test_the_weight_becomes_its_dequantized_parts(fmt: BlockFormat) -> None:
 def test_parts_are_computed_once() -> None:
     seen = []
 
-    def spy(weight: np.ndarray, fmt: BlockFormat, rule: str) -> Quantized:
-        seen.append(rule)
-        return fmt.quantize(weight, rule)
+    def spy(problem: Problem) -> Quantized:
+        seen.append(problem.rule)
+        return round_to_nearest(problem)
 
     after = QuantizeWeights(quantizer=spy)(float_model("nvfp4", "absmax"))
     for part in ("codes", "scales", "tensor_scale"):

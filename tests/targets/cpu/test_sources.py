@@ -13,7 +13,7 @@ from lbcompiler.ir.model import Model
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.passes import FuseActivationQuantize, FuseLinear, InsertQDQ, QuantizeWeights
 from lbcompiler.passes.lift_weights import LiftWeights
-from lbcompiler.quantizers import QUANTIZERS
+from lbcompiler.quantizers import round_to_nearest
 from lbcompiler.targets.cpu import cpu
 from lbcompiler.targets.cpu.build import build
 from lbcompiler.targets.cpu.isa import detect
@@ -181,7 +181,7 @@ def run(model: Model, *inputs: Array) -> list[Array]:
 
 def test_every_reader_of_a_fused_quantize_gets_what_it_had() -> None:
     model = model_of({"x": ["b", "s", 64], "y": ["b", "s", 64]}, two_formats)
-    for step in (QuantizeWeights(QUANTIZERS["rtn"]), InsertQDQ(), FuseLinear()):
+    for step in (QuantizeWeights(round_to_nearest), InsertQDQ(), FuseLinear()):
         model = step(model)
     fused = FuseActivationQuantize()(model)
     x, y = np.random.default_rng(0).standard_normal((2, 3, 5, 64)).astype(np.float32)

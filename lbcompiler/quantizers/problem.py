@@ -1,0 +1,36 @@
+"""What a quantizer is asked: a weight, what its codes may say, and what the layer reads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lbcompiler.formats import BlockFormat, Quantized
+from lbcompiler.formats.elements import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """min over what the format can say of ||W X - W^ X^||^2.
+
+    weight: (N, K) float32, finite, already smoothed and rotated. rule: a name of `fmt.rules`.
+    hessian: (K, K) float32, the mean over tokens of x^ x^^T, where x^ is what the layer reads
+    (rotated, maybe quantized). cross: (K, K) float32, the mean of x x^^T, x being the float model's
+    own input; None where x is x^."""
+
+    weight: Floats
+    fmt: BlockFormat
+    rule: str
+    hessian: Floats | None = None
+    cross: Floats | None = None
+
+
+Quantizer = Callable[[Problem], Quantized]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A quantizer, whether it can do without `Problem.hessian`, and whether it is made for rotated
+    weights (its name asks for `--hadamard auto`)."""
+
+    quantize: Quantizer
+    needs_hessian: bool = False
+    rotates: bool = False
