@@ -83,6 +83,8 @@ class LayerRecord(Record):
     activation_format: str
     scale_rule: str
     activation_scale_rule: str
+    hadamard: int = 0
+    hadamard_seed: int | None = None
     epilogue: str
     kernel: str
     config: dict[str, int]

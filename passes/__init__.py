@@ -14,6 +14,7 @@ from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.passes.quantize_weights import QuantizeWeights
 from lbcompiler.passes.recognize_activations import RecognizeActivations
 from lbcompiler.passes.recognize_norms import RecognizeNorms
+from lbcompiler.passes.rotate import Rotate
 from lbcompiler.passes.select_formats import SelectFormats
 from lbcompiler.pipeline import Pass
 from lbcompiler.quantizers import Quantizer
@@ -54,6 +55,7 @@ __all__ = [
     "QuantizeWeights",
     "RecognizeActivations",
     "RecognizeNorms",
+    "Rotate",
     "SelectFormats",
     "quantize",
 ]

@@ -46,7 +46,8 @@ class Layer:
     `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the
     value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
     --per-layer`. `normalized` is the source's name of the batch norm of that value, if there is
-    one: what the layer computes once that is folded."""
+    one: what the layer computes once that is folded. `hadamard` is the size of the rotation of its
+    input and its weight, 0 for none, and `hadamard_seed` that of its signs, None for none."""
 
     name: str
     op: str
@@ -60,6 +61,8 @@ class Layer:
     activation_format: str = "none"
     scale_rule: str = "none"
     activation_scale_rule: str = "none"
+    hadamard: int = 0
+    hadamard_seed: int | None = None
     epilogue: str = "none"
     kernel: str = ""
     reason: str = ""

@@ -7,6 +7,7 @@
 | `lbc.conv(x, w[, b]; layer, strides, ...)` | NCHW x OIHW convolution, constant weight |
 | `lbc.im2col(x; kernel, strides, ...)` | NHWC -> (N, OH, OW, kh*kw*C), to be a dense's input |
 | `lbc.depthwise(x, w[, b]; layer, strides, ...)` | NHWC x (kh, kw, C): each channel by itself |
+| `lbc.hadamard(x; size, seed)` | a `Rotation` along the last axis; a seed of -1 is no signs |
 | `lbc.quantize(x; format, scale_rule)` | float -> (codes, scales[, tensor scale]) |
 | `lbc.fused_quantize(x[, other][, gamma][, beta]; ...)` | quantize of what a `Prologue` computes |
 | `lbc.dequantize(codes, scales[, tensor_scale]; format)` | its inverse, f32 |
@@ -33,6 +34,7 @@ from tvm.ir import Op
 
 from lbcompiler.formats import BlockFormat, format_named
 from lbcompiler.ir.prologue import Prologue, prologue_of
+from lbcompiler.ir.rotation import Rotation
 
 Expr = Any  # tvm.relax.Expr; TVM ships no type stubs
 Type = Any
@@ -40,6 +42,7 @@ Infer = Callable[[Any, Any], Any]
 
 ANALYZER = tvm.sym.Analyzer()
 FLOAT = "float32"  # the weight format of a linear that is not quantized
+NO_SIGNS = -1  # the seed of a rotation without signs
 EPILOGUES = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish")
 
 
@@ -152,7 +155,7 @@ def _infer_attention(call: Any, _: Any) -> Type:
     return _tensor([extents["B"], extents["S"], heads, depth], "float32")
 
 
-def _infer_hardswish(call: Any, _: Any) -> Type:
+def _infer_same(call: Any, _: Any) -> Type:
     return call.args[0].ty
 
 
@@ -183,8 +186,9 @@ FUSED_QUANTIZE = _register(
 DEQUANTIZE = _register("lbc.dequantize", -1, _infer_dequantize, "Block-scaled codes to float.")
 LINEAR = _register("lbc.linear", -1, _infer_linear, "Block-scaled GEMM with epilogue.")
 ATTENTION = _register("lbc.attention", -1, _infer_attention, "Softmax attention of float heads.")
+HADAMARD = _register("lbc.hadamard", 1, _infer_same, "Block Hadamard along the last axis.")
 HARDSWISH = _register(
-    "lbc.hardswish", 1, _infer_hardswish, "x * clip(x + 3, 0, 6) / 6.", _legalize_hardswish
+    "lbc.hardswish", 1, _infer_same, "x * clip(x + 3, 0, 6) / 6.", _legalize_hardswish
 )
 
 APPEND = _register(
@@ -253,6 +257,18 @@ def depthwise(
     attrs = {"strides": strides, "padding": padding, "dilation": dilation}
     lists = {name: [int(v) for v in value] for name, value in attrs.items()}
     return _call(DEPTHWISE, [x, w] if bias is None else [x, w, bias], layer=layer, **lists)
+
+
+def hadamard(x: Expr, rotation: Rotation) -> Expr:
+    """x R, (..., K) -> (..., K) float32; K is a multiple of the rotation's size."""
+    seed = NO_SIGNS if rotation.seed is None else rotation.seed
+    return _call(HADAMARD, [x], size=rotation.size, seed=seed)
+
+
+def rotation_of(call: Any) -> Rotation:
+    """The rotation of an `lbc.hadamard`: the inverse of `hadamard`."""
+    seed = int(call.attrs["seed"])
+    return Rotation(int(call.attrs["size"]), None if seed == NO_SIGNS else seed)
 
 
 def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:

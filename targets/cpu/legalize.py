@@ -13,6 +13,7 @@ from tvm import relax, sym, te, tirx, topi
 
 from lbcompiler.ir.ops import spatial
 from lbcompiler.targets.cpu.append import append_kernel
+from lbcompiler.targets.cpu.hadamard import legalize_hadamard
 from lbcompiler.targets.cpu.schedule.expressions import Expr
 
 Builder = Any  # relax.BlockBuilder
@@ -392,6 +393,7 @@ def _relu(builder: Builder, call: Any) -> Any:
 LEGALIZATIONS: dict[str, Legalization] = {
     "relax.nn.relu": _relu,
     "lbc.append": _append,
+    "lbc.hadamard": legalize_hadamard,
     "lbc.im2col": _im2col,
     "lbc.conv": _conv,
     "lbc.depthwise": _depthwise,

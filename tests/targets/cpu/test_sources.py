@@ -176,7 +176,8 @@ def run(model: Model, *inputs: Array) -> list[Array]:
     weights = [model.weights[name].load() for name in model.parameters]
     set_threads(None)
     outputs = machine["main"](*[runtime.tensor(array) for array in (*inputs, *weights)])
-    return [output.numpy() for output in outputs]
+    results = [outputs] if isinstance(outputs, runtime.Tensor) else outputs
+    return [output.numpy() for output in results]
 
 
 def test_every_reader_of_a_fused_quantize_gets_what_it_had() -> None:
