@@ -81,6 +81,7 @@ class LayerRecord(Record):
     realized: str
     weight_format: str
     activation_format: str
+    quantizer: str = "rtn"
     scale_rule: str
     activation_scale_rule: str
     hadamard: int = 0
@@ -110,6 +111,17 @@ class Totals(Record):
     float_bytes: int
 
 
+class ParetoRecord(Record):
+    """A plan that was measured: kl in nats a token, None where no output is logits; plan: the
+    format of each layer that was decided.
+    """
+
+    effective_bits: float
+    kl: float | None
+    qsnr_db: float
+    plan: dict[str, str]
+
+
 class TuningRecord(Record):
     """What `--tuning-db` gave: results it holds for the kernels' versions and for others, and
     layers that use it.
@@ -133,6 +145,8 @@ class Manifest(Record):
     states: list[StateRecord]
     layers: list[LayerRecord]
     tuning: TuningRecord | None = None
+    effective_bits: float | None = None
+    pareto: list[ParetoRecord] = []
     totals: Totals
     parameters: list[str]
     files: dict[str, FileRecord]

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lbcompiler import cli_options as options
+from lbcompiler import cli_options_decide as decide
 from lbcompiler import cli_reports as reports
 from lbcompiler import cli_show as show
 from lbcompiler.cli_errors import USER, Verb
@@ -67,6 +68,8 @@ def lbc(
         "lbc compile m.onnx --format nvfp4 -o m.lbc",
         "lbc compile m.onnx --format mxfp4 --act-format none --exclude lm_head --dry-run",
         "lbc compile m.pt2 --format mxint8 --input 'x:1x(1..512)' --save-config m.yaml",
+        "lbc compile m.onnx --format nvint4 --quantizer mr_gptq --calibration-data calib.npz",
+        "lbc compile m.onnx --effective-bits 5 --quantizer mr_gptq --calibration-data calib.npz",
     ),
 )
 def compile(
@@ -84,6 +87,21 @@ def compile(
     save_config: options.SaveConfig = None,
     on_unsupported: options.OnUnsupported = None,
     tuning_db: options.TuningDb = None,
+    quantizer: decide.Quantizer = None,
+    hadamard: decide.Hadamard = None,
+    hadamard_seed: decide.HadamardSeed = None,
+    calibration_data: decide.CalibrationData = None,
+    calibration: decide.Calibration = None,
+    calibration_samples: decide.CalibrationSamples = None,
+    formats: decide.Formats = None,
+    effective_bits: decide.EffectiveBits = None,
+    max_kl: decide.MaxKl = None,
+    min_qsnr: decide.MinQsnr = None,
+    max_latency: decide.MaxLatency = None,
+    sensitivity: decide.Sensitivity = None,
+    state: decide.State = None,
+    jobs: decide.Jobs = None,
+    jobs_backend: decide.JobsBackend = "loky",
     dry_run: options.DryRun = False,
     dump_ir: options.DumpIr = None,
     force: options.Force = False,
@@ -94,6 +112,7 @@ def compile(
     """Compile a model to an artifact: a folder with code, packed weights and a manifest."""
     import lbcompiler
     from lbcompiler.config import make_config, parse_inputs
+    from lbcompiler.decisions.work import Work
     from lbcompiler.files import appearing
 
     said = {
@@ -107,8 +126,21 @@ def compile(
         "inputs": parse_inputs(shapes or ()),
         "on_unsupported": on_unsupported,
         "tuning_db": tuning_db,
+        "quantizer": quantizer,
+        "hadamard": decide.size(hadamard),
+        "hadamard_seed": hadamard_seed,
+        "calibration_data": calibration_data,
+        "calibration": calibration,
+        "calibration_samples": calibration_samples,
+        "formats": decide.names(formats),
+        "effective_bits": effective_bits,
+        "max_kl": max_kl,
+        "min_qsnr": min_qsnr,
+        "max_latency": max_latency,
+        "sensitivity": sensitivity,
     }
     settings = make_config({k: v for k, v in said.items() if v not in (None, [], {})}, config)
+    output = output or Path(f"{model.stem}.lbc")
     if save_config is not None:
         with appearing(save_config) as partial:
             partial.write_text(settings.to_yaml())
@@ -120,7 +152,8 @@ def compile(
         artifact = lbcompiler.compile(
             model,
             config=settings,
-            output=output or Path(f"{model.stem}.lbc"),
+            output=output,
+            work=Work(state or output.with_suffix(".state"), jobs, jobs_backend),
             force=force,
             dump_ir=dump_ir,
             progress=progress,

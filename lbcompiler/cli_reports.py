@@ -24,6 +24,7 @@ LAYER_COLUMNS = (
     "realized",
     "bits",
     "activations",
+    "quantizer",
     "scale rule",
     "hadamard",
     "epilogue",
@@ -65,9 +66,17 @@ def compiled(
         f"{artifact.path}: {_count(manifest.layers)}; their weights take "
         f"{size(totals.weight_bytes)} (float32: {size(totals.float_bytes)}); {seconds:.1f} s"
     )
+    if manifest.pareto:
+        print_line("what other budgets would give (lbc inspect --json: every layer's format):")
+        _print_front(manifest.pareto)
     if manifest.tuning is not None:
         print_line(_tuning(manifest.tuning))
     print_line(_speed(speed))
+
+
+def _print_front(points: Iterable[Any]) -> None:
+    rows = [(p.effective_bits, p.kl, p.qsnr_db) for p in points]
+    print_table(("effective bits", "kl", "qsnr_db"), rows)
 
 
 def _tuning(record: "TuningRecord") -> str:
@@ -127,6 +136,7 @@ def manifest(artifact: "Artifact", with_layers: bool, as_json: bool) -> None:
         ("dimensions", ", ".join(bounds)),
         ("in place", ", ".join(f"{s.input} -> {s.output}" for s in held.states)),
         *((name, size(record.bytes)) for name, record in held.files.items()),
+        ("bits a weight", "" if held.effective_bits is None else f"{held.effective_bits:.4g}"),
     ]
     width = max(len(name) for name, _ in facts)
     for name, fact in facts:
@@ -134,6 +144,8 @@ def manifest(artifact: "Artifact", with_layers: bool, as_json: bool) -> None:
             print_line(f"{name:{width}}  {fact}")
     if with_layers:
         _print_layers(held.layers)
+    if held.pareto:
+        _print_front(held.pareto)
     totals = held.totals
     print_line(
         f"{_count(held.layers)}; their weights take {size(totals.weight_bytes)} "
@@ -306,7 +318,7 @@ def _print_layers(layers: Iterable[Any]) -> None:
                 layer.requested,
                 layer.realized,
                 bits.get(layer.weight_format),
-                *map(_or_empty, (layer.activation_format, layer.scale_rule)),
+                *map(_or_empty, (layer.activation_format, layer.quantizer, layer.scale_rule)),
                 layer.hadamard or None,
                 _or_empty(layer.epilogue),
                 layer.kernel,
@@ -331,5 +343,5 @@ def _count(layers: Iterable[Any]) -> str:
         name = f"{layer.realized}{with_act}"
         counts[name] = counts.get(name, 0) + 1
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())
-    other = sum(layer.requested != layer.realized for layer in layers)
+    other = sum(layer.requested not in (layer.realized, "auto") for layer in layers)
     return f"{len(layers)} layers ({parts})" + (f", {other} not as requested" * bool(other))

@@ -25,6 +25,7 @@ from lbcompiler.artifact import (
     DimRecord,
     LayerRecord,
     Manifest,
+    ParetoRecord,
     PortRecord,
     SourceRecord,
     StateRecord,
@@ -34,12 +35,24 @@ from lbcompiler.artifact import (
     file_records,
     new_folder,
 )
-from lbcompiler.config import CompileConfig, make_config
+from lbcompiler.config import FLOAT, WEIGHT_ONLY, CompileConfig, make_config
+from lbcompiler.decisions.decide import Decided, decide
+from lbcompiler.decisions.work import Work
 from lbcompiler.files import unfinished
+from lbcompiler.formats import format_named
 from lbcompiler.frontend import hash_of, import_model, kind_of
 from lbcompiler.ir.dump import Dump, dump_into, no_dump
 from lbcompiler.ir.model import Layer, Model
-from lbcompiler.passes import PREPARE, LiftWeights, SelectFormats, quantize
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.passes import (
+    OBSERVE,
+    PREPARE,
+    ApplyDecisions,
+    LiftWeights,
+    SelectFormats,
+    quantize,
+)
+from lbcompiler.passes.apply_decisions import Decision
 from lbcompiler.pipeline import Pass, Progress, run, silent
 from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.target import Target
@@ -48,6 +61,10 @@ from lbcompiler.weights_file import write_weights
 
 if TYPE_CHECKING:
     from lbcompiler.tuning.results import Found
+
+
+DEFAULT_WORK = Work()
+AUTO = "auto"  # what is requested of a layer whose format is chosen under a budget
 
 
 def compile(
@@ -63,6 +80,19 @@ def compile(
     inputs: Mapping[str, str] | None = None,
     on_unsupported: str | None = None,
     tuning_db: str | Path | None = None,
+    quantizer: str | None = None,
+    formats: Iterable[str] | None = None,
+    effective_bits: float | None = None,
+    max_kl: float | None = None,
+    min_qsnr: float | None = None,
+    max_latency: float | None = None,
+    sensitivity: str | None = None,
+    hadamard: str | int | None = None,
+    hadamard_seed: int | None = None,
+    calibration: str | None = None,
+    calibration_data: Any = None,
+    calibration_samples: int | None = None,
+    work: Work = DEFAULT_WORK,
     config: CompileConfig | str | Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
@@ -79,6 +109,12 @@ def compile(
     lacks, kernels have the configs that are shipped. The artifact lies at `output`, or in a
     temporary folder until `save`.
 
+    Calibrated, a layer's quantizer, rotation and, under one of the budgets `effective_bits`
+    (of a weight), `max_kl` (nats a token), `min_qsnr` (dB) or `max_latency` (times the fastest
+    kernels'), its format among `formats` are decided by measuring (docs/decisions.md).
+    `calibration_data` is a path, "module:function" or an iterable of feeds; `work` says where the
+    measurements are kept and how many processes make them.
+
     Raises ModelError, ConfigError or ArtifactError; nothing is half-written.
     """
     given = {
@@ -92,6 +128,18 @@ def compile(
         "inputs": None if inputs is None else dict(inputs),
         "on_unsupported": on_unsupported,
         "tuning_db": None if tuning_db is None else str(tuning_db),
+        "quantizer": quantizer,
+        "formats": None if formats is None else tuple(formats),
+        "effective_bits": effective_bits,
+        "max_kl": max_kl,
+        "min_qsnr": min_qsnr,
+        "max_latency": max_latency,
+        "sensitivity": sensitivity,
+        "hadamard": hadamard,
+        "hadamard_seed": hadamard_seed,
+        "calibration": calibration,
+        "calibration_data": _said(calibration_data),
+        "calibration_samples": calibration_samples,
     }
     settings = merged(config, {key: value for key, value in given.items() if value is not None})
     dump = dump_into(dump_ir)
@@ -101,7 +149,8 @@ def compile(
         backend = target_named(settings.target, () if tuned is None else tuned.sources)
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
         planned = clock("plan", lambda: _plan(imported, settings, backend, dump))
-        lowered = clock("quantize", lambda: _lower(planned, settings, backend, dump))
+        decided = _decided(model, imported, planned, settings, calibration_data, work, clock)
+        lowered = clock("quantize", lambda: _lower(planned, decided, settings, backend, dump))
         clock(  # before the code, which takes longer: a weight that is refused is refused early
             "weights",
             lambda: write_weights(
@@ -112,7 +161,7 @@ def compile(
         )
         clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE, dump))
         (folder / REPORT).write_text(json.dumps({"seconds": clock.seconds}, indent=2) + "\n")
-        manifest = _manifest(model, lowered, settings, backend, tuned, folder)
+        manifest = _manifest(model, lowered, decided, settings, backend, tuned, folder)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return Artifact(folder if output is None else Path(output), manifest, temporary=output is None)
 
@@ -129,7 +178,7 @@ def plan(
     backend = target_named(config.target, () if tuned is None else tuned.sources)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
-    planned = _lower(_plan(imported, config, backend, dump), config, backend, dump)
+    planned = _lower(_plan(imported, config, backend, dump), None, config, backend, dump)
     progress("import", 1, 1)
     return list(planned.layers.values())
 
@@ -143,7 +192,7 @@ def planned(model: Any, config: CompileConfig) -> Model:
 def merged(config: CompileConfig | str | Path | None, given: dict[str, Any]) -> CompileConfig:
     """`config` with `given` on top, validated. Raises ConfigError."""
     if isinstance(config, CompileConfig):
-        return make_config({**config.model_dump(), **given})
+        return make_config({**config.model_dump(exclude_unset=True), **given})
     return make_config(given, config)
 
 
@@ -166,13 +215,47 @@ def _plan(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Mo
         include=config.include,
         exclude=config.exclude,
         on_unsupported=config.on_unsupported,
+        quantizer=config.quantizer,
+        requested=AUTO if config.budget else "",
     )
     return run((*PREPARE, select), model, dump)
 
 
-def _lower(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
+def _decided(
+    source: Any,
+    imported: Model,
+    planned: Model,
+    config: CompileConfig,
+    data: Any,
+    work: Work,
+    clock: "_Clock",
+) -> Decided | None:
+    """What calibration says of every layer; None where nothing is to be decided by it."""
+    if not config.measures:
+        return None
+    if data is None:
+        data = config.calibration_data or config.calibration
+    observed = run(OBSERVE, imported)
+    identity = {"model": hash_of(source) or "in memory", "inputs": json.dumps(config.inputs)}
+    return decide(observed, planned.layers, config, data, identity, work, clock.progress)
+
+
+def _said(data: Any) -> str | None:
+    """Calibration data as the config remembers it."""
+    if data is None or isinstance(data, (str, Path)):
+        return None if data is None else str(data)
+    return f"an iterator ({type(data).__name__})"
+
+
+def _lower(
+    model: Model, decided: Decided | None, config: CompileConfig, target: Target, dump: Dump
+) -> Model:
+    decisions = _unmeasured(model, config) if decided is None else decided.decisions
     passes: tuple[Pass, ...] = (
-        *quantize(QUANTIZERS[config.quantizer].quantize),
+        ApplyDecisions(decisions),
+        *quantize(
+            QUANTIZERS[config.quantizer].quantize, None if decided is None else decided.weights
+        ),
         *target.passes,
         LiftWeights(),
     )
@@ -213,6 +296,7 @@ class _Clock:
 def _manifest(
     source: Any,
     model: Model,
+    decided: Decided | None,
     config: CompileConfig,
     target: Target,
     tuned: "Found | None",
@@ -233,6 +317,8 @@ def _manifest(
         states=[StateRecord(**asdict(state)) for state in model.states],
         layers=[_layer_record(layer) for layer in model.layers.values()],
         tuning=None if tuned is None else _tuning_record(tuned, model),
+        effective_bits=_effective_bits(model),
+        pareto=[] if decided is None else [ParetoRecord(**asdict(p)) for p in decided.pareto],
         totals=_totals(model),
         parameters=list(model.parameters),
         files=file_records(folder),
@@ -258,6 +344,39 @@ def _layer_record(layer: Layer) -> LayerRecord:
             if key in LayerRecord.model_fields
         }
     )
+
+
+def _unmeasured(model: Model, config: CompileConfig) -> dict[str, Decision]:
+    """A rotation that was asked for by its size, for every quantized layer."""
+    if not isinstance(config.hadamard, int):
+        return {}
+    rotation = Rotation(config.hadamard, config.hadamard_seed)
+    return {
+        name: Decision(
+            layer.weight_format,
+            layer.activation_format,
+            layer.scale_rule,
+            layer.activation_scale_rule,
+            layer.quantizer,
+            rotation,
+            layer.reason,
+        )
+        for name, layer in model.layers.items()
+        if layer.weight_format != WEIGHT_ONLY
+    }
+
+
+def _effective_bits(model: Model) -> float | None:
+    """Of a weight's element, over all layers that were to be quantized; a float has 32."""
+    asked = [layer for layer in model.layers.values() if layer.requested != FLOAT]
+    elements = [prod(layer.shape) for layer in asked]
+    bits = [
+        32.0 if layer.realized == FLOAT else format_named(layer.realized).bits_per_element
+        for layer in asked
+    ]
+    if not sum(elements):
+        return None
+    return sum(b * e for b, e in zip(bits, elements, strict=True)) / sum(elements)
 
 
 def _totals(model: Model) -> Totals:

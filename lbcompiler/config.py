@@ -14,6 +14,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     ValidationError,
     field_serializer,
     model_validator,
@@ -26,7 +30,11 @@ from lbcompiler.quantizers import QUANTIZERS
 
 WEIGHT_ONLY = "none"
 FLOAT = "float32"
+FLOAT_CANDIDATE = "float"  # among formats to choose from: a layer may stay as it is
 ACTIVATION_RULES = {"floor", "rceil", "even", "absmax"}  # those that a kernel computes on the fly
+
+BUDGETS = ("effective_bits", "max_kl", "min_qsnr", "max_latency")
+CANDIDATES = ("nvfp4", "nvint4", "mxfp4", "mxfp6", "mxint6", "mxint8")  # where a budget says none
 
 RANGE = re.compile(r"^\((\d*)\.\.(\d*)\)$")
 
@@ -96,6 +104,17 @@ class CompileConfig(BaseModel):
     scale_rule: str | None = None  # of the weights; None: the format's default
     act_scale_rule: str | None = None
     quantizer: str = "rtn"  # how weights become codes: a name of lbcompiler.quantizers
+    formats: Patterns = ()  # candidates to choose from for every layer; with a budget
+    effective_bits: PositiveFloat | None = None  # budgets, of which one: bits of a weight's element
+    max_kl: PositiveFloat | None = None  # nats a token
+    min_qsnr: float | None = None  # dB, of the worst output
+    max_latency: float | None = Field(None, ge=1)  # times that of the fastest formats' kernels
+    sensitivity: Literal["output", "model", "fisher"] = "model"
+    hadamard: Literal["auto", "off"] | int | None = None  # None: auto with a quantizer that rotates
+    hadamard_seed: NonNegativeInt | None = None  # random signs; None: no signs
+    calibration: Literal["random"] | None = None
+    calibration_data: str | None = None
+    calibration_samples: PositiveInt | None = None
     include: Patterns = ()  # regular expressions on layer names; empty: every layer
     exclude: Patterns = ()
     inputs: dict[str, str] = {}
@@ -109,7 +128,7 @@ class CompileConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "CompileConfig":
-        fmt, act = format_named(self.format), self.activation_format
+        fmt, act = self.weight_format, self.activation_format
         act = None if act is None else format_named(act.name)
         _known_rule("scale_rule", self.scale_rule, fmt.rules, fmt.name)
         if act is None and self.act_scale_rule is not None:
@@ -122,6 +141,7 @@ class CompileConfig(BaseModel):
         if self.quantizer not in QUANTIZERS:
             known = ", ".join(QUANTIZERS)
             raise ConfigError(f"unknown quantizer {self.quantizer!r}: choose one of {known}")
+        self._check_choice()
         for pattern in (*self.include, *self.exclude):
             try:
                 re.compile(pattern)
@@ -131,14 +151,77 @@ class CompileConfig(BaseModel):
             parse_shape(shape)
         return self
 
+    def _check_choice(self) -> None:
+        """What is said of the choice of formats goes together."""
+        said = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(said) > 1:
+            raise ConfigError(f"one budget at a time: {' and '.join(said)} were given")
+        if self.formats and "format" in self.model_fields_set:
+            raise ConfigError("format was given, and formats to choose from: say one or the other")
+        if said and "format" in self.model_fields_set:
+            raise ConfigError(
+                f"{said[0]} chooses among formats, but the format {self.format} was given: name "
+                "the candidates with --formats instead"
+            )
+        if len(self.formats) > 1 and not said:
+            raise ConfigError(
+                "formats to choose from need a budget: --effective-bits, --max-kl, --min-qsnr or "
+                "--max-latency"
+            )
+        for name in self.formats:
+            if name != FLOAT_CANDIDATE:
+                format_named(name)
+        if self.candidates == (FLOAT_CANDIDATE,):
+            raise ConfigError("float is the only format to choose from: name a block format too")
+        if self.calibration and self.calibration_data:
+            raise ConfigError("calibration random was given, and calibration data: say one of them")
+        if self.hadamard_seed is not None and not self.rotates:
+            raise ConfigError("hadamard_seed was given, but no rotation is asked for: --hadamard")
+        if isinstance(self.hadamard, int) and (self.hadamard < 2 or self.hadamard.bit_count() != 1):
+            raise ConfigError(
+                f"a Hadamard rotation has a size of 2, 4, 8, .. (usually 16 to 128), not "
+                f"{self.hadamard}; or say auto or off"
+            )
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """(its name, its value), None where there is none."""
+        return next(((n, float(v)) for n in BUDGETS if (v := getattr(self, n)) is not None), None)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The formats that a layer may have; "float" among them where that was offered."""
+        if self.formats or self.budget is None:
+            return self.formats or (self.format,)
+        return CANDIDATES
+
+    @property
+    def rotates(self) -> bool:
+        """Whether rotations are tried, or forced."""
+        if self.hadamard is None:
+            return QUANTIZERS[self.quantizer].rotates
+        return self.hadamard != "off"
+
+    @property
+    def measures(self) -> bool:
+        """Whether something is decided layer by layer, from calibration data."""
+        return (
+            self.budget is not None
+            or QUANTIZERS[self.quantizer].needs_hessian
+            or (self.rotates and not isinstance(self.hadamard, int))
+            or self.calibration is not None
+            or self.calibration_data is not None
+        )
+
     @property
     def weight_format(self) -> Any:
-        return format_named(self.format)
+        """A BlockFormat; of several to choose from the first."""
+        return format_named(next(name for name in self.candidates if name != FLOAT_CANDIDATE))
 
     @property
     def activation_format(self) -> Any:
         """A BlockFormat, or None for weight-only."""
-        name = self.format if self.act_format is None else self.act_format
+        name = self.weight_format.name if self.act_format is None else self.act_format
         return None if name == WEIGHT_ONLY else format_named(name)
 
     @property
@@ -155,7 +238,8 @@ class CompileConfig(BaseModel):
         return {name: parse_shape(shape) for name, shape in self.inputs.items()}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        chosen = {"format"} if self.formats or self.budget else set()  # chosen, not given
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=chosen), sort_keys=False)
 
 
 def _known_rule(field: str, rule: str | None, rules: tuple[str, ...], fmt: str) -> None:

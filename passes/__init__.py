@@ -1,6 +1,10 @@
 """Target-independent passes: one rewrite a file, and their order in one place."""
 
+from collections.abc import Callable, Mapping
+
+from lbcompiler.formats import Quantized
 from lbcompiler.passes.append_in_place import AppendInPlace
+from lbcompiler.passes.apply_decisions import ApplyDecisions
 from lbcompiler.passes.canonicalize import Canonicalize
 from lbcompiler.passes.channels_last import ChannelsLast
 from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
@@ -34,14 +38,23 @@ PREPARE = (
 )
 
 
-def quantize(quantizer: Quantizer) -> tuple[Pass, ...]:
-    """From planned layers to linears of codes."""
-    return (QuantizeWeights(quantizer), InsertQDQ(), FuseLinear(), FuseActivationQuantize())
+# The same for a model that is observed: what a decoder grows comes in and goes out as it was.
+OBSERVE = tuple(step for step in PREPARE if not isinstance(step, AppendInPlace))
+
+
+def quantize(
+    quantizer: Quantizer, known: Mapping[str, Callable[[], Quantized]] | None = None
+) -> tuple[Pass, ...]:
+    """From planned layers to linears of codes; `known` are codes by layer."""
+    weights = QuantizeWeights(quantizer, known or {})
+    return (weights, InsertQDQ(), FuseLinear(), FuseActivationQuantize())
 
 
 __all__ = [
+    "OBSERVE",
     "PREPARE",
     "AppendInPlace",
+    "ApplyDecisions",
     "Canonicalize",
     "ChannelsLast",
     "FoldBatchNorm",

@@ -32,6 +32,8 @@ class SelectFormats:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     on_unsupported: str = "error"
+    quantizer: str = "rtn"  # by name, for the record
+    requested: str = ""  # for the record as well: "auto" where the format is yet to be chosen
     name: ClassVar[str] = "select_formats"
 
     def __call__(self, model: Model) -> Model:
@@ -68,10 +70,11 @@ class SelectFormats:
             return self._refused(layer, refusal)
         return replace(
             layer,
-            requested=self.weight_format.name,
+            requested=self.requested or self.weight_format.name,
             realized=self.weight_format.name,
             weight_format=self.weight_format.name,
             activation_format=act.name if act else "none",
+            quantizer=self.quantizer,
             scale_rule=self.weight_rule,
             activation_scale_rule=self.act_rule if act else "none",
             reason=f"weights only: {refusal}" if refusal else "",

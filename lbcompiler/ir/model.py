@@ -59,6 +59,7 @@ class Layer:
     realized: str = "float32"
     weight_format: str = "none"
     activation_format: str = "none"
+    quantizer: str = "none"
     scale_rule: str = "none"
     activation_scale_rule: str = "none"
     hadamard: int = 0

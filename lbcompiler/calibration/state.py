@@ -1,0 +1,92 @@
+"""The state folder: what was measured, so that an interrupted run goes on and a second one need not
+measure again.
+
+    state.json                 of which model, data and version it is
+    NAME.safetensors / .json   results, each written whole or not at all
+
+A folder of another model or version is refused, never mixed up or overwritten."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lbcompiler.errors import ArtifactError
+from lbcompiler.files import appearing
+from lbcompiler.ir.model import Array
+
+STATE = "state.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """A folder of results by name; names may have slashes."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, identity: Mapping[str, Any]) -> "State":
+        """The folder at `path`, made if it is not there. Raises ArtifactError when it belongs to
+        something else than `identity` (the model's hash, the data's, what was asked).
+        """
+        said = {"schema": SCHEMA, "lbcompiler": version("lbcompiler"), **identity}
+        file = path / STATE
+        if not file.exists():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ArtifactError(f"{path} is no state folder (it has no {STATE}): name another")
+            path.mkdir(parents=True, exist_ok=True)
+            with appearing(file) as partial:
+                partial.write_text(json.dumps(said, indent=2) + "\n")
+            return cls(path)
+        try:
+            found = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"cannot read {file}: {error}; remove the folder {path}") from None
+        other = [key for key in said if found.get(key) != said[key]]
+        if other:
+            raise ArtifactError(
+                f"the state folder {path} is of another {other[0]} ({found.get(other[0])!r}, now "
+                f"{said[other[0]]!r}): name another with --state, or remove it to measure anew"
+            )
+        return cls(path)
+
+    def load(self, name: str) -> dict[str, Array] | None:
+        """Arrays that were kept; None where there are none. A damaged file counts as none."""
+        file = self._file(name, ".safetensors")
+        try:
+            return load_file(file) if file.exists() else None
+        except (SafetensorError, OSError, ValueError):
+            return None
+
+    def save(self, name: str, arrays: Mapping[str, Array]) -> None:
+        file = self._file(name, ".safetensors")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(file) as partial:
+            save_file({key: np.ascontiguousarray(a) for key, a in arrays.items()}, partial)
+
+    def remove(self, name: str) -> None:
+        self._file(name, ".safetensors").unlink(missing_ok=True)
+
+    def load_record(self, name: str) -> Any:
+        """What was kept as JSON; None where there is nothing."""
+        file = self._file(name, ".json")
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except (OSError, ValueError):
+            return None
+
+    def save_record(self, name: str, record: Any) -> None:
+        file = self._file(name, ".json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(file) as partial:
+            partial.write_text(json.dumps(record) + "\n")
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return self.path / f"{name}{suffix}"

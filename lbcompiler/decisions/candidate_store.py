@@ -1,0 +1,159 @@
+"""The candidates of every group, made in parallel and kept in the state folder as they come.
+
+Groups are independent, so they go through joblib: processes of this machine (loky), or a cluster's
+(ray, dask). A run that ends early, by Ctrl-C or a worker's death, has kept what was finished."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from lbcompiler.calibration.state import State
+from lbcompiler.decisions.candidates import Choice, GroupProblem, Options, Solution, solve
+from lbcompiler.errors import ConfigError, LbcError
+from lbcompiler.formats import Quantized
+from lbcompiler.ir.model import Array
+from lbcompiler.pipeline import Progress
+
+Formats = Sequence[tuple[str, str]]  # (weight format, activation format)
+Solutions = dict[str, list[Solution]]  # by group; without their weights
+
+
+@dataclass(frozen=True)
+class CandidateStore:
+    """Solutions by group and format under `folder` of a state folder."""
+
+    state: State
+    folder: str
+    act_format: str = ""  # of all, where it is not each format's own
+
+    def weights(self, group: str, solution: Solution) -> tuple[Quantized, ...]:
+        """The quantized weights of the group's layers, in their order."""
+        kept = self.state.load(self._name(group, solution.choice.weight_format))
+        if kept is None:
+            raise LbcError(
+                f"the state folder {self.state.path} has lost the weights of layer {group!r}: "
+                "remove it, and run again"
+            )
+        return _quantized(kept)
+
+    def load(self, group: str, formats: Formats) -> list[Solution] | None:
+        """What was kept for a group in all these formats; None where one is missing."""
+        records = [self.state.load_record(self._name(group, weight)) for weight, _ in formats]
+        if any(record is None for record in records):
+            return None
+        return [
+            Solution(Choice(**record["choice"]), record["error"], record["plain_error"])
+            for record in records
+        ]
+
+    def save(self, group: str, solutions: Sequence[Solution]) -> list[Solution]:
+        """Keep them; the same without their weights."""
+        for solution in solutions:
+            name = self._name(group, solution.choice.weight_format)
+            self.state.save(name, _arrays(solution.weights))
+            record = {
+                "choice": asdict(solution.choice),
+                "error": solution.error,
+                "plain_error": solution.plain_error,
+            }
+            self.state.save_record(name, record)
+        return [Solution(s.choice, s.error, s.plain_error) for s in solutions]
+
+    def _name(self, group: str, weight_format: str) -> str:
+        act = f".{self.act_format}" if self.act_format else ""
+        return f"{self.folder}/{file_name(group)}.{weight_format}{act}"
+
+
+def file_name(group: str) -> str:
+    """A layer's name as that of a file: what a path could misread is written as %XX."""
+    return "".join(c if c.isalnum() or c in "._-" else f"%{ord(c):02X}" for c in group)
+
+
+def make_candidates(
+    problem: Callable[[str], GroupProblem],
+    groups: Sequence[str],
+    formats: Formats,
+    options: Options,
+    store: CandidateStore,
+    jobs: int,
+    backend: str,
+    progress: Progress,
+) -> Solutions:
+    """Every group's solutions; `problem` is asked for in the parent process.
+
+    Raises ConfigError where a worker died."""
+    found = {group: store.load(group, formats) for group in groups}
+    missing = [group for group, solutions in found.items() if solutions is None]
+    from joblib import Parallel, delayed
+
+    progress("quantize", len(groups) - len(missing), len(groups))
+    work = (delayed(_job)(group, problem(group), formats, options) for group in missing)
+    if missing:
+        with _backend(backend, jobs), _told(store):
+            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs)
+            for done, (group, solutions) in enumerate(parallel(work), 1):
+                found[group] = store.save(group, solutions)
+                progress("quantize", len(groups) - len(missing) + done, len(groups))
+    return {group: solutions for group, solutions in found.items() if solutions is not None}
+
+
+def _job(
+    group: str, problem: GroupProblem, formats: Formats, options: Options
+) -> tuple[str, list[Solution]]:
+    return group, solve(problem, formats, options)
+
+
+@contextmanager
+def _backend(name: str, jobs: int) -> Iterator[None]:
+    from joblib import parallel_config
+
+    try:
+        if name == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+        elif name == "dask":
+            import distributed  # noqa: F401 - joblib finds the client that is open
+    except ImportError as error:
+        raise ConfigError(
+            f"--jobs-backend {name} needs a package that is not installed ({error.name}): "
+            f"pip install 'lbcompiler[{name}]'"
+        ) from None
+    if name == "loky":  # each process its share of the cores
+        with parallel_config(backend="loky", inner_max_num_threads=1 if jobs > 1 else None):
+            yield
+    else:
+        with parallel_config(backend=name):
+            yield
+
+
+@contextmanager
+def _told(store: CandidateStore) -> Iterator[None]:
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield
+    except TerminatedWorkerError as error:
+        raise ConfigError(
+            f"a worker process died, perhaps for lack of memory ({str(error).splitlines()[0]}): "
+            f"what was finished is kept in {store.state.path}; run again, with fewer --jobs"
+        ) from None
+
+
+def _arrays(weights: Sequence[Quantized]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for i, q in enumerate(weights):
+        arrays |= {f"{i}.codes": q.codes, f"{i}.scales": q.scales}
+        if q.tensor_scale is not None:
+            arrays[f"{i}.tensor_scale"] = np.asarray(q.tensor_scale, np.float32)
+    return arrays
+
+
+def _quantized(arrays: Mapping[str, Array]) -> tuple[Quantized, ...]:
+    count = sum(name.endswith(".codes") for name in arrays)
+    return tuple(
+        Quantized(arrays[f"{i}.codes"], arrays[f"{i}.scales"], arrays.get(f"{i}.tensor_scale"))
+        for i in range(count)
+    )

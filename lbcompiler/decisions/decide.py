@@ -1,0 +1,375 @@
+"""Measure, then decide: calibration data -> what becomes of every linear, and why.
+
+    statistics of every group's input      one pass of the float model
+    candidates: each group in each format  groups in parallel, judged on their own outputs
+    sensitivity of the model to each       the model's output with only that group quantized
+    a plan within the budget               the exact program, then the whole model
+
+Each step is kept in the state folder and found there by the next run that asks for the same."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lbcompiler.calibration.collect import Statistics, collect
+from lbcompiler.calibration.samples import held_out, read_samples
+from lbcompiler.calibration.simulator import Simulator
+from lbcompiler.calibration.state import State
+from lbcompiler.calibration.tables import indexed_rows
+from lbcompiler.config import FLOAT, FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
+from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
+from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
+from lbcompiler.decisions.latency import kernel_seconds
+from lbcompiler.decisions.measure import Divergence, Measurement
+from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
+from lbcompiler.decisions.work import Work
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import Quantized
+from lbcompiler.ir.model import Layer, Model
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.passes.apply_decisions import Decision
+from lbcompiler.pipeline import Progress
+from lbcompiler.quantizers import QUANTIZERS
+
+JUDGED = 2  # batches that the whole model is measured on
+ROTATIONS = (16, 32, 64, 128)  # tried by `--hadamard auto`
+WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a Hessian to weigh by
+ACT_RULES = ("absmax", "four_over_six", "rceil")
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A measured plan: kl is None where the model has no logits, plan is format by layer."""
+
+    effective_bits: float
+    kl: float | None
+    qsnr_db: float
+    plan: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """decisions: by layer; weights: layer -> its codes; pareto: few bits first."""
+
+    decisions: Mapping[str, Decision]
+    weights: Mapping[str, Callable[[], Quantized]]
+    effective_bits: float
+    divergence: Divergence | None = None
+    pareto: tuple[ParetoPoint, ...] = ()
+
+
+def decide(
+    observed: Model,
+    layers: Mapping[str, Layer],
+    config: CompileConfig,
+    data: Any,
+    identity: Mapping[str, str],
+    work: Work,
+    progress: Progress,
+) -> Decided:
+    """`observed` went through `passes.OBSERVE`; `layers` are what `select_formats` made of them,
+    and those with a weight format are decided. `data` is what `read_samples` takes, `identity`
+    names the model for the state folder.
+
+    Raises InputError for the data, ConfigError for a budget that cannot be met.
+    """
+    with _state_folder(work.state) as path:
+        state = State.open(path, identity)
+        decided = _Decider(observed, layers, config, data, state, work, progress).decided()
+        if work.state is not None:
+            return decided
+        held = {name: load() for name, load in decided.weights.items()}  # the folder goes away
+        weights = {name: _given(quantized) for name, quantized in held.items()}
+        return replace(decided, weights=weights)
+
+
+class _Decider:
+    """The steps, in order; each reads what the one before has left in the state folder."""
+
+    def __init__(
+        self,
+        observed: Model,
+        layers: Mapping[str, Layer],
+        config: CompileConfig,
+        data: Any,
+        state: State,
+        work: Work,
+        progress: Progress,
+    ) -> None:
+        if data is None:
+            raise ConfigError(
+                "deciding layer by layer needs calibration data: --calibration-data FILE.npz "
+                "(samples along the first axis), or --calibration random to do with noise"
+            )
+        self.config, self.state, self.work, self.progress = config, state, work, progress
+        samples = read_samples(
+            data, observed.inputs, observed.dims, config.calibration_samples, indexed_rows(observed)
+        )
+        self.learn, self.judge = held_out(samples)
+        progress("observe", 0, 1)
+        self.simulator = Simulator(observed)
+        progress("observe", 1, 1)
+        chosen = {name for name, layer in layers.items() if layer.weight_format != WEIGHT_ONLY}
+        self.parts = {  # of the groups that are decided: the layers that are, by the group's name
+            group.name: layers_of
+            for group in self.simulator.groups
+            if (layers_of := tuple(name for name in group.layers if name in chosen))
+        }
+        if not self.parts:
+            raise ConfigError("there is no layer to decide: none is included and quantizable")
+        self._check_rotation()
+        self.options = _options(config)
+        formats = [name for name in config.candidates if name != FLOAT_CANDIDATE]
+        self.pairs = [(name, config.act_format or name) for name in formats]
+        key = [samples.fingerprint, samples.count, asdict(self.options), sorted(chosen)]
+        self.store = CandidateStore(state, f"candidates-{_digest(key)}", config.act_format or "")
+        self.statistics_name = f"statistics-{_digest([samples.fingerprint, samples.count])}"
+
+    def _check_rotation(self) -> None:
+        size = self.config.hadamard
+        odd = [g for g in self.simulator.groups if isinstance(size, int) and g.k % size]
+        layer = next((self.parts[g.name][0] for g in odd if g.name in self.parts), None)
+        if layer is not None:
+            raise ConfigError(
+                f"layer {layer!r} sums over {odd[0].k} inputs, which are no whole blocks of a "
+                f"rotation of {size}: choose a power of two that divides it, say --hadamard auto, "
+                "or leave the layer in float with --exclude"
+            )
+
+    def decided(self) -> Decided:
+        statistics = collect(
+            self.simulator, self.learn, self.state, self.statistics_name, progress=self.progress
+        )
+        solutions = self._candidates(statistics)
+        if self.config.budget is None and len(self.pairs) == 1:
+            chosen = {group: options[0] for group, options in solutions.items()}
+            return self._result({g: Option(s, bits_of(s), 0.0, 0.0) for g, s in chosen.items()})
+        return self._planned(solutions)
+
+    def _candidates(self, statistics: Statistics) -> Solutions:
+        def problem(group: str) -> GroupProblem:
+            known = statistics[group]
+            weights = tuple(self.simulator.weight(layer) for layer in self.parts[group])
+            return GroupProblem(weights, known.mean_hessian, known.sample)
+
+        return make_candidates(
+            problem,
+            list(self.parts),
+            self.pairs,
+            self.options,
+            self.store,
+            self.work.processes,
+            self.work.backend,
+            self.progress,
+        )
+
+    def _planned(self, solutions: Solutions) -> Decided:
+        assert self.config.budget is not None  # which the config asks of several formats
+        what, limit = self.config.budget
+        measurement = Measurement(
+            self.simulator,
+            list(islice(self.judge, JUDGED)),
+            self.parts,
+            self.store.weights,
+            self.config.hadamard_seed,
+        )
+        table = self._table(solutions, self._sensitivities(solutions, measurement), what)
+        planner = Planner(table, self._told(measurement.plan))
+        plan = _planned(planner, what, limit)
+        picked = {
+            group: next(o for o in row if o.format == plan.formats[group])
+            for group, row in table.options.items()
+        }
+        return self._result(picked, plan, planner.front())
+
+    def _sensitivities(
+        self, solutions: Solutions, measurement: Measurement
+    ) -> dict[str, list[Divergence]]:
+        """Of the model to each group alone in each format."""
+        if self.config.sensitivity == "output":
+            return {g: [Divergence(s.error) for s in row] for g, row in solutions.items()}
+        name = f"{self.store.folder}/sensitivity"
+        keys = {g: ",".join(s.choice.weight_format for s in row) for g, row in solutions.items()}
+        known = self.state.load_record(name) or {}
+        wanted = {g: row for g, row in solutions.items() if keys[g] not in known.get(g, {})}
+        done = len(solutions) - len(wanted)
+        self.progress("sensitivity", done, len(solutions))
+        for group, found in measurement.alone(wanted):
+            record = [[d.noise, d.kl] for d in found]
+            known.setdefault(group, {})[keys[group]] = record
+            self.state.save_record(name, known)
+            done += 1
+            self.progress("sensitivity", done, len(solutions))
+        return {
+            group: [Divergence(noise, kl) for noise, kl in known[group][keys[group]]]
+            for group in solutions
+        }
+
+    def _table(
+        self, solutions: Solutions, measured: Mapping[str, Sequence[Divergence]], budget: str
+    ) -> Table:
+        elements = {
+            group: sum(self.simulator.weight(layer).size for layer in layers)
+            for group, layers in self.parts.items()
+        }
+        options = {}
+        for group, row in solutions.items():
+            costs = [_cost(d, budget) for d in measured[group]]
+            offered: list[tuple[Solution | None, float]] = list(zip(row, costs, strict=True))
+            if FLOAT_CANDIDATE in self.config.candidates:
+                offered.append((None, 0.0))
+            loads = self._loads(group, [s for s, _ in offered], elements[group], budget)
+            options[group] = [
+                Option(solution, bits_of(solution), cost, load)
+                for (solution, cost), load in zip(offered, loads, strict=True)
+            ]
+        return Table(options, elements)
+
+    def _loads(
+        self, group: str, offered: Sequence[Solution | None], elements: int, budget: str
+    ) -> list[float]:
+        if budget != "max_latency":
+            return [bits_of(solution) * elements for solution in offered]
+        shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
+        return [kernel_seconds(solution, shapes) for solution in offered]
+
+    def _told(self, measure: Measure) -> Measure:
+        """`measure` that says how many plans it has measured."""
+        count = 0
+
+        def told(chosen: Mapping[str, Solution]) -> Divergence:
+            nonlocal count
+            self.progress("choose", count, 0)
+            count += 1
+            return measure(chosen)
+
+        return told
+
+    def _result(
+        self, picked: Mapping[str, Option], plan: Plan | None = None, front: Sequence[Plan] = ()
+    ) -> Decided:
+        ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
+        decisions, weights = {}, {}
+        for group, option in picked.items():
+            reason = _reason(option, ranks[group] if plan else 0, len(picked), self.config)
+            for i, layer in enumerate(self.parts[group]):
+                decisions[layer] = _decision(option.solution, reason, self.config.hadamard_seed)
+                if option.solution is not None:
+                    weights[layer] = partial(self._layer_weight, group, option.solution, i)
+        elements = {g: sum(self.simulator.weight(n).size for n in p) for g, p in self.parts.items()}
+        bits = sum(option.bits * elements[g] for g, option in picked.items())
+        return Decided(
+            decisions,
+            weights,
+            bits / sum(elements.values()),
+            None if plan is None else plan.divergence,
+            tuple(self._point(p) for p in front),
+        )
+
+    def _layer_weight(self, group: str, solution: Solution, index: int) -> Quantized:
+        return self.store.weights(group, solution)[index]
+
+    def _point(self, plan: Plan) -> ParetoPoint:
+        assert plan.divergence is not None
+        by_layer = {
+            layer: plan.formats[group] for group, layers in self.parts.items() for layer in layers
+        }
+        return ParetoPoint(
+            plan.effective_bits, plan.divergence.kl, plan.divergence.qsnr_db, by_layer
+        )
+
+
+def _options(config: CompileConfig) -> Options:
+    rotations: tuple[int, ...] = ()
+    if config.rotates:
+        size = config.hadamard
+        rotations = (size,) if isinstance(size, int) else ROTATIONS
+    searched = WEIGHT_RULES if QUANTIZERS[config.quantizer].needs_hessian else ()
+    return Options(
+        quantizer=config.quantizer,
+        rotations=rotations,
+        forced=isinstance(config.hadamard, int),
+        seed=config.hadamard_seed,
+        rules=(config.scale_rule,) if config.scale_rule else searched,
+        act_rules=(config.act_scale_rule,) if config.act_scale_rule else ACT_RULES,
+    )
+
+
+def _planned(planner: Planner, what: str, limit: float) -> Plan:
+    table = planner.table
+    elements = sum(table.elements.values())
+    if what == "effective_bits":
+        return planner.within(limit * elements, limit, "bits a weight", elements)
+    if what == "max_latency":
+        fastest = sum(min(row) for row in table.loads)
+        return planner.within(limit * fastest, limit, "times the fastest kernels' time", fastest)
+    if what == "max_kl":
+        return planner.cheapest(limit, lambda d: _kl(d), f"a KL of {limit:g}")
+    return planner.cheapest(
+        10 ** (-limit / 10), lambda d: d.noise, f"a QSNR of {limit:g} dB (noise over signal)"
+    )
+
+
+def _kl(divergence: Divergence) -> float:
+    if divergence.kl is None:
+        raise ConfigError(
+            "--max-kl needs logits, and no output is (batch, length, vocabulary) over an input "
+            "named input_ids: use --min-qsnr"
+        )
+    return divergence.kl
+
+
+def _cost(divergence: Divergence, budget: str) -> float:
+    return divergence.noise if budget == "min_qsnr" else divergence.cost
+
+
+def _decision(solution: Solution | None, reason: str, seed: int | None) -> Decision:
+    if solution is None:
+        return Decision(FLOAT, WEIGHT_ONLY, WEIGHT_ONLY, WEIGHT_ONLY, "", None, reason)
+    choice = solution.choice
+    return Decision(
+        choice.weight_format,
+        choice.act_format,
+        choice.rule,
+        choice.act_rule,
+        choice.quantizer,
+        Rotation(choice.hadamard, seed) if choice.hadamard else None,
+        reason,
+    )
+
+
+def _reason(option: Option, rank: int, count: int, config: CompileConfig) -> str:
+    """In a few words: what was gained over plain rounding, and how sensitive the model is."""
+    words = []
+    if option.solution is not None:
+        error, plain = option.solution.error, option.solution.plain_error
+        words.append(f"output error {error:.2e}, {plain:.2e} rounded to nearest")
+        if config.rotates and not option.solution.choice.hadamard:
+            words.append("no rotation lowers it")
+    if rank:
+        words.append(f"alone it costs {option.cost:.2e}, number {rank} of {count}")
+    return "; ".join(words)
+
+
+def _digest(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _state_folder(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        yield path
+        return
+    with TemporaryDirectory(prefix="lbc-state-") as folder:
+        yield Path(folder)
+
+
+def _given(quantized: Quantized) -> Callable[[], Quantized]:
+    return lambda: quantized

@@ -1,0 +1,216 @@
+"""The whole model with some of its groups quantized, beside itself in float.
+
+What is measured is the model's output: KL(float || quantized) of a token, in nats, where it is
+logits over the words it reads, and for any model the noise of its outputs relative to their power.
+Errors of layers do not add up exactly, so a plan is believed only once it was measured here."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lbcompiler.calibration.segments import Group
+from lbcompiler.calibration.simulator import Linears, Run, Simulator, dense, float_linears
+from lbcompiler.config import WEIGHT_ONLY
+from lbcompiler.data import Feeds
+from lbcompiler.decisions.candidates import Choice, Solution, round_rows
+from lbcompiler.formats import Quantized, format_named
+from lbcompiler.ir.model import Array
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.verify import token_inputs
+
+WeightsOf = Callable[[str, Solution], Sequence[Quantized]]  # of a group's layers, in their order
+
+ROWS = 256  # of logits worked on at a time
+FLOOR = 1e-12  # of a cost: below it float32 itself makes the difference
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """kl: mean of a token in nats, None where no output is logits; noise: sum of squared errors of
+    the outputs over the sum of their squares, the worst output's."""
+
+    noise: float
+    kl: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What is minimized: the KL where there is one."""
+        return max(FLOOR, self.noise if self.kl is None else self.kl)
+
+    @property
+    def qsnr_db(self) -> float:
+        return -10.0 * math.log10(max(self.noise, FLOOR))
+
+
+@dataclass
+class _Logits:
+    """Of one batch and output: the float model's, its probabilities, and which rows count."""
+
+    values: Array
+    probabilities: Array
+    entropy: Array  # sum p log p of each row
+    rows: Array
+
+
+@dataclass
+class _Sums:
+    signal: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+    kl: float = 0.0
+    tokens: int = 0
+
+    def divergence(self) -> Divergence:
+        noises = [
+            n / self.signal[name] if self.signal[name] else float(n > 0)
+            for name, n in self.noise.items()
+        ]
+        return Divergence(max(noises, default=0.0), self.kl / self.tokens if self.tokens else None)
+
+
+class Measurement:
+    """Batches that plans are measured on; their float outputs are held."""
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        batches: Sequence[Feeds],
+        parts: Mapping[str, Sequence[str]],
+        weights: WeightsOf,
+        seed: int | None,
+    ) -> None:
+        """parts: the layers of each group that solutions are of; the others stay in float."""
+        self.simulator, self._feeds = simulator, list(batches)
+        self._parts, self._weights, self._seed = parts, weights, seed
+        self._float = float_linears(simulator)
+        self._references = [self._reference(feeds) for feeds in self._feeds]
+
+    def plan(self, chosen: Mapping[str, Solution]) -> Divergence:
+        """The model with the chosen groups quantized, all others in float."""
+        linears, sums = self._linears(chosen), _Sums()
+        for feeds, reference in zip(self._feeds, self._references, strict=True):
+            self._add(sums, self.simulator.run(feeds, linears), reference)
+        return sums.divergence()
+
+    def alone(
+        self, options: Mapping[str, Sequence[Solution]]
+    ) -> Iterator[tuple[str, list[Divergence]]]:
+        """For each group in turn, that has options: the model with only it quantized so.
+
+        The float model comes along once; only what is behind a group is computed again."""
+        runs = [self.simulator.start(feeds) for feeds in self._feeds]
+        for group in self.simulator.groups:
+            inputs = [self.simulator.reach(run) for run in runs]
+            if group.name in options:
+                yield (
+                    group.name,
+                    [self._one(group, solution, runs, inputs) for solution in options[group.name]],
+                )
+            for run, x in zip(runs, inputs, strict=True):
+                self.simulator.finish(run, self._float(group, x))
+
+    def _one(
+        self, group: Group, solution: Solution, runs: Sequence[Run], inputs: Sequence[Array]
+    ) -> Divergence:
+        linears, sums = self._linears({group.name: solution}), _Sums()
+        for run, x, reference in zip(runs, inputs, self._references, strict=True):
+            ahead = run.copy()
+            self.simulator.finish(ahead, linears(group, x))
+            self._add(sums, self.simulator.resume(ahead, self._float), reference)
+        return sums.divergence()
+
+    def _linears(self, chosen: Mapping[str, Solution]) -> Linears:
+        """The chosen groups as their kernels will compute them, up to the order of float sums."""
+        held: dict[str, list[Array]] = {}  # by group, in float
+
+        def linears(group: Group, x: Array) -> dict[str, Array]:
+            solution = chosen.get(group.name)
+            if solution is None:
+                return dict(self._float(group, x))
+            if group.name not in held:
+                fmt = format_named(solution.choice.weight_format)
+                quantized = self._weights(group.name, solution)
+                held[group.name] = [fmt.dequantize(q) for q in quantized]
+            part, read = self._parts[group.name], as_read(x, solution.choice, self._seed)
+            results = {
+                layer: dense(read, weight, self.simulator.bias(layer))
+                for layer, weight in zip(part, held[group.name], strict=True)
+            }
+            rest = Group(tuple(n for n in group.layers if n not in part), group.k)
+            return results | dict(self._float(rest, x))
+
+        return linears
+
+    def _reference(self, feeds: Feeds) -> dict[str, Array | _Logits]:
+        outputs = self.simulator.run(feeds, self._float)
+        held: dict[str, Array | _Logits] = {}
+        for name, value in outputs.items():
+            found = token_inputs(feeds, value)
+            if found is None:
+                held[name] = value.copy()
+                continue
+            _, mask = found
+            seen = np.ones(value.shape[:2], bool) if mask is None else mask.astype(bool)
+            rows = np.flatnonzero(seen.reshape(-1))
+            logits = value.reshape(-1, value.shape[-1])[rows]
+            held[name] = _Logits(logits, *_probabilities(logits), rows)
+        return held
+
+    def _add(
+        self, sums: _Sums, outputs: Mapping[str, Array], references: Mapping[str, Array | _Logits]
+    ) -> None:
+        for name, reference in references.items():
+            value = outputs[name]
+            if isinstance(reference, _Logits):
+                value = value.reshape(-1, value.shape[-1])[reference.rows]
+                sums.kl += _kl(value, reference)
+                sums.tokens += len(reference.rows)
+                signal, noise = _squares(reference.values, value)
+            else:
+                signal, noise = _squares(reference, value)
+            sums.signal[name] = sums.signal.get(name, 0.0) + signal
+            sums.noise[name] = sums.noise.get(name, 0.0) + noise
+
+
+def as_read(x: Array, choice: Choice, seed: int | None) -> Array:
+    """x (.., K) as the layer's kernel reads it: rotated and rounded."""
+    if choice.hadamard:
+        x = Rotation(choice.hadamard, seed).apply(x)
+    if choice.act_format == WEIGHT_ONLY:
+        return x
+    return round_rows(x, format_named(choice.act_format), choice.act_rule)
+
+
+def _probabilities(logits: Array) -> tuple[Array, Array]:
+    """softmax (R, V) float32, and sum p log p of each row."""
+    probabilities, entropy = np.empty_like(logits), np.empty(len(logits))
+    for start in range(0, len(logits), ROWS):
+        rows = slice(start, start + ROWS)
+        shifted = logits[rows] - logits[rows].max(axis=-1, keepdims=True)
+        p = np.exp(shifted)
+        total = p.sum(axis=-1, keepdims=True)
+        p /= total
+        probabilities[rows] = p
+        entropy[rows] = np.einsum("rv,rv->r", p, shifted) - np.log(total[:, 0])
+    return probabilities, entropy
+
+
+def _kl(logits: Array, reference: _Logits) -> float:
+    """Sum over rows of KL(reference || logits): sum p log p - sum p logit + logsumexp."""
+    total = 0.0
+    for start in range(0, len(logits), ROWS):
+        rows = slice(start, start + ROWS)
+        shifted = logits[rows] - logits[rows].max(axis=-1, keepdims=True)
+        expected = np.einsum("rv,rv->r", reference.probabilities[rows], shifted)
+        np.exp(shifted, out=shifted)
+        kl = reference.entropy[rows] - expected + np.log(shifted.sum(axis=-1))
+        total += float(kl.sum(dtype=np.float64))
+    return total
+
+
+def _squares(reference: Array, y: Array) -> tuple[float, float]:
+    """(sum reference^2, sum (reference - y)^2) over what is finite in the reference."""
+    r, flat = reference.reshape(-1), y.reshape(-1)
+    error = r - flat
+    return float(np.dot(r, r)), float(np.dot(error, error))
