@@ -86,6 +86,8 @@ class LayerRecord(Record):
     activation_scale_rule: str
     hadamard: int = 0
     hadamard_seed: int | None = None
+    smoothing: str = ""
+    outliers: int = 0
     epilogue: str
     kernel: str
     config: dict[str, int]

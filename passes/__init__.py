@@ -20,6 +20,7 @@ from lbcompiler.passes.recognize_activations import RecognizeActivations
 from lbcompiler.passes.recognize_norms import RecognizeNorms
 from lbcompiler.passes.rotate import Rotate
 from lbcompiler.passes.select_formats import SelectFormats
+from lbcompiler.passes.smooth import Smooth
 from lbcompiler.pipeline import Pass
 from lbcompiler.quantizers import Quantizer
 
@@ -70,5 +71,6 @@ __all__ = [
     "RecognizeNorms",
     "Rotate",
     "SelectFormats",
+    "Smooth",
     "quantize",
 ]

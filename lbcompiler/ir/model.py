@@ -47,7 +47,9 @@ class Layer:
     value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
     --per-layer`. `normalized` is the source's name of the batch norm of that value, if there is
     one: what the layer computes once that is folded. `hadamard` is the size of the rotation of its
-    input and its weight, 0 for none, and `hadamard_seed` that of its signs, None for none."""
+    input and its weight, 0 for none, and `hadamard_seed` that of its signs, None for none.
+    `smoothing` says how its input was smoothed, "" for not at all; `outliers` counts the channels
+    of its input that the layer `<name>.outliers` multiplies in a wider format."""
 
     name: str
     op: str
@@ -64,6 +66,8 @@ class Layer:
     activation_scale_rule: str = "none"
     hadamard: int = 0
     hadamard_seed: int | None = None
+    smoothing: str = ""
+    outliers: int = 0
     epilogue: str = "none"
     kernel: str = ""
     reason: str = ""
