@@ -13,7 +13,7 @@ CALIBRATION, CHOICE, WORK = "Calibration", "Choice of formats", "Measuring"
 def _quantizers() -> Names:
     from lbcompiler.quantizers import QUANTIZERS
 
-    return [(name, "") for name in QUANTIZERS]
+    return [(name, method.about) for name, method in QUANTIZERS.items()]
 
 
 Quantizer = Annotated[

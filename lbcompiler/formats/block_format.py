@@ -20,6 +20,7 @@ from lbcompiler.formats.elements import Codes, Element, Floats
 from lbcompiler.formats.scale_rules import (
     DEFAULT_RULE,
     RULES,
+    Blocks,
     block_scales,
     divisors,
     tensor_scales,
@@ -78,10 +79,18 @@ class BlockFormat:
         return -(-k // self.block)
 
     def quantize(
-        self, x: NDArray[Any], rule: str | None = None, *, per_row: bool = False
+        self,
+        x: NDArray[Any],
+        rule: str | None = None,
+        *,
+        per_row: bool = False,
+        importance: Floats | None = None,
+        tensor_scale: Floats | None = None,
     ) -> Quantized:
         """x (..., K) of any float type -> `Quantized`; `per_row`: a tensor scale for each row.
 
+        importance: (K,), how much a column's squared error counts in a rule that searches.
+        tensor_scale: () float32, to be used instead of the rule's; for formats that have one.
         Raises ConfigError on an unknown rule and on an x without axes.
         """
         rule = self._rule(rule)
@@ -90,11 +99,16 @@ class BlockFormat:
         *rows_shape, k = x.shape
         rows = x.reshape(math.prod(rows_shape), k)
         g = self._tensor_scales(rows, rule, per_row)
+        if g is not None and tensor_scale is not None:
+            g = np.broadcast_to(tensor_scale, g.shape)
+        weights = None if importance is None else self._blocks(importance[None])
         codes = np.empty(rows.shape, np.uint8)
         scales = np.empty((len(rows), self.blocks(k)), np.uint8)
         for part in _chunks(rows):
             g_rows = g[part] if g is not None and per_row else g
-            codes[part], scales[part] = self._quantize_rows(_as_float32(rows[part]), rule, g_rows)
+            codes[part], scales[part] = self._quantize_rows(
+                _as_float32(rows[part]), rule, g_rows, weights
+            )
         if g is not None:
             g = g.reshape((*rows_shape, 1) if per_row else ())
         return Quantized(codes.reshape(x.shape), scales.reshape(*rows_shape, self.blocks(k)), g)
@@ -135,12 +149,18 @@ class BlockFormat:
             maxima = maxima.max(keepdims=True, initial=0)
         return tensor_scales(maxima, self.element, rule)
 
-    def _quantize_rows(self, rows: Floats, rule: str, g: Floats | None) -> tuple[Codes, Codes]:
+    def _blocks(self, rows: Floats) -> Floats:
+        """(R, K) -> (R * blocks, block), the short last block of a row padded with zeros."""
+        if missing := -rows.shape[1] % self.block:
+            rows = np.pad(rows, ((0, 0), (0, missing)))
+        return rows.reshape(-1, self.block)
+
+    def _quantize_rows(
+        self, rows: Floats, rule: str, g: Floats | None, weights: Floats | None
+    ) -> tuple[Codes, Codes]:
         """Codes and scale bytes of (R, K) rows; g is one a row, one for all, or None."""
         (r, k), count = rows.shape, self.blocks(rows.shape[1])
-        if k % self.block:
-            rows = np.pad(rows, ((0, 0), (0, count * self.block - k)))
-        blocks = rows.reshape(r * count, self.block)
+        blocks = self._blocks(rows)
         maxima = np.abs(blocks).max(axis=1, initial=0)
         finite = np.isfinite(maxima)
         if not finite.all():
@@ -148,7 +168,10 @@ class BlockFormat:
             maxima = np.where(finite, maxima, np.float32(0))
         if g is not None and len(g) > 1:
             g = np.repeat(g, count)
-        scales = block_scales(blocks, maxima, self.element, self.scale, rule, g)
+        if weights is not None:
+            weights = np.tile(weights, (r, 1))
+        searched = Blocks(blocks, maxima, self.element, weights)
+        scales = block_scales(searched, self.scale, rule, g)
         codes = self.element.encode(blocks / divisors(scales, self.scale, g)[:, None])
         codes[maxima == 0] = 0  # also where a -0 stood
         scales[~finite] = NAN_BYTE[self.scale]

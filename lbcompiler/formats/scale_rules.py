@@ -18,11 +18,12 @@ NV (an E4M3 byte under a float32 tensor scale g, which puts the largest block at
 | `sweep` | the best of the E4M3 bytes from 8 below absmax's to 8 above | arXiv 2606.07618 |
 
 A searched rule compares the error of what will be stored: the scale s is rounded first, then s^2
-times the sum over the block of (x / scale - code)^2, added in ascending order. Between equal errors
-the candidate tried first stays.
+times the sum over the block of (x / scale - code)^2, each times the importance of its column if
+there is one, added in ascending order. Between equal errors the candidate tried first stays.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +66,35 @@ def tensor_scales(maxima: Floats, element: Element, rule: str) -> Floats:
     return np.where(maxima == 0, np.float32(1), g)
 
 
-def block_scales(
-    blocks: Floats, maxima: Floats, element: Element, kind: ScaleType, rule: str, g: Floats | None
-) -> Codes:
-    """Scale byte of each finite block: blocks (B, block), maxima (B,), g (B,) or (1,) for E4M3."""
+@dataclass(frozen=True)
+class Blocks:
+    """Finite blocks to be scaled: values (B, block), their largest magnitudes (B,), and how much
+    each squared error counts in a search, (B, block), if not all the same."""
+
+    values: Floats
+    maxima: Floats
+    element: Element
+    importance: Floats | None = None
+
+    def relative_errors(self, divisor: Floats) -> Floats:
+        """Sum over each block of (x / divisor - code)^2, (B,)."""
+        scaled = self.values / divisor[:, None]
+        scaled -= self.element.round(scaled)
+        scaled *= scaled
+        if self.importance is not None:
+            scaled *= self.importance
+        total = np.zeros(len(scaled), np.float32)
+        for column in np.ascontiguousarray(scaled.T):
+            total += column
+        return total
+
+
+def block_scales(blocks: Blocks, kind: ScaleType, rule: str, g: Floats | None) -> Codes:
+    """Scale byte of each block; g is (B,) or (1,) for E4M3, None for E8M0."""
     if kind == "e8m0":
-        return _E8M0_RULES[rule](blocks, maxima, element)
+        return _E8M0_RULES[rule](blocks)
     assert g is not None
-    return _E4M3_RULES[rule](blocks, maxima, element, g)
+    return _E4M3_RULES[rule](blocks, g)
 
 
 def divisors(scales: Codes, kind: ScaleType, g: Floats | None) -> Floats:
@@ -82,64 +104,50 @@ def divisors(scales: Codes, kind: ScaleType, g: Floats | None) -> Floats:
     return decode_scales(scales, kind) * g
 
 
-def _relative_errors(blocks: Floats, divisor: Floats, element: Element) -> Floats:
-    """Sum over each block of (x / divisor - code)^2, (B,)."""
-    scaled = blocks / divisor[:, None]
-    scaled -= element.round(scaled)
-    scaled *= scaled
-    total = np.zeros(len(blocks), np.float32)
-    for column in np.ascontiguousarray(scaled.T):
-        total += column
-    return total
-
-
-def _mse(blocks: Floats, maxima: Floats, element: Element) -> Codes:
-    ceiling = encode_exponents(rceil_exponents(maxima, element))
+def _mse(blocks: Blocks) -> Codes:
+    ceiling = encode_exponents(rceil_exponents(blocks.maxima, blocks.element))
     below = np.maximum(ceiling, 1) - np.uint8(1)
-    errors = [_relative_errors(blocks, decode_scales(s, "e8m0"), element) for s in (ceiling, below)]
+    errors = [blocks.relative_errors(decode_scales(s, "e8m0")) for s in (ceiling, below)]
     return np.where(errors[1] < np.float32(4) * errors[0], below, ceiling)
 
 
-def _absmax(_: Floats, maxima: Floats, element: Element, g: Floats) -> Codes:
-    return encode_e4m3(maxima / np.float32(element.max) / g)
+def _absmax(blocks: Blocks, g: Floats) -> Codes:
+    return encode_e4m3(blocks.maxima / np.float32(blocks.element.max) / g)
 
 
-def _best(blocks: Floats, candidates: list[Codes], element: Element, g: Floats) -> Codes:
+def _best(blocks: Blocks, candidates: list[Codes], g: Floats) -> Codes:
     """The candidate of least squared error for each block; errors are in units of g^2."""
-    best, least = candidates[0], np.full(len(blocks), np.inf, np.float32)
+    best, least = candidates[0], np.full(len(blocks.values), np.inf, np.float32)
     for bytes_ in candidates:
         s = decode_scales(bytes_, "e4m3")
-        error = s * s * _relative_errors(blocks, s * g, element)
+        error = s * s * blocks.relative_errors(s * g)
         best = np.where(error < least, bytes_, best)
         least = np.minimum(error, least)
     return best
 
 
-def _four_over_six(blocks: Floats, maxima: Floats, element: Element, g: Floats) -> Codes:
-    six = maxima / np.float32(element.max)
-    candidates = [encode_e4m3(six / g), encode_e4m3(six * np.float32(1.5) / g)]
-    return _best(blocks, candidates, element, g)
+def _four_over_six(blocks: Blocks, g: Floats) -> Codes:
+    six = blocks.maxima / np.float32(blocks.element.max)
+    return _best(blocks, [encode_e4m3(six / g), encode_e4m3(six * np.float32(1.5) / g)], g)
 
 
-def _sweep(blocks: Floats, maxima: Floats, element: Element, g: Floats) -> Codes:
-    start = _absmax(blocks, maxima, element, g)
+def _sweep(blocks: Blocks, g: Floats) -> Codes:
+    start = _absmax(blocks, g)
     around = [np.clip(start.astype(np.int16) + n, 1, 126).astype(np.uint8) for n in SWEEP]
-    return _best(blocks, [start, *around], element, g)
+    return _best(blocks, [start, *around], g)
 
 
-def _by_exponent(
-    exponents: Callable[[Floats, Element], Exponents],
-) -> Callable[[Floats, Floats, Element], Codes]:
-    return lambda _, maxima, element: encode_exponents(exponents(maxima, element))
+def _by_exponent(exponents: Callable[[Floats, Element], Exponents]) -> Callable[[Blocks], Codes]:
+    return lambda blocks: encode_exponents(exponents(blocks.maxima, blocks.element))
 
 
-_E8M0_RULES: dict[str, Callable[[Floats, Floats, Element], Codes]] = {
+_E8M0_RULES: dict[str, Callable[[Blocks], Codes]] = {
     "floor": _by_exponent(floor_exponents),
     "rceil": _by_exponent(rceil_exponents),
     "even": _by_exponent(even_exponents),
     "mse": _mse,
 }
-_E4M3_RULES: dict[str, Callable[[Floats, Floats, Element, Floats], Codes]] = {
+_E4M3_RULES: dict[str, Callable[[Blocks, Floats], Codes]] = {
     "absmax": _absmax,
     "four_over_six": _four_over_six,
     "sweep": _sweep,

@@ -28,9 +28,11 @@ Quantizer = Callable[[Problem], Quantized]
 
 @dataclass(frozen=True)
 class Method:
-    """A quantizer, whether it can do without `Problem.hessian`, and whether it is made for rotated
-    weights (its name asks for `--hadamard auto`)."""
+    """A quantizer; whether it needs `Problem.hessian`, and whether it is made for rotated weights
+    (its name asks for `--hadamard auto`). about: a few words for `--help` and the shell.
+    """
 
     quantize: Quantizer
+    about: str
     needs_hessian: bool = False
     rotates: bool = False

@@ -1,0 +1,85 @@
+"""The layer's input as a quantizer uses it: a Hessian that can be factorized, and the best weight.
+
+With damping d the problem is ||W X - W^ X^||^2 + d ||W - W^||^2 (means over tokens). Its terms in
+W^ are (W^ - W*) (H + d I) (W^ - W*)^T, with W* = W (C + d I) (H + d I)^-1 and C the cross moments:
+so a quantizer that rounds W* under H + d I solves it exactly, and W* = W where x = x^. (GPTAQ,
+arXiv 2504.02692, reaches the same end from within GPTQ's loop, by an approximation.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats.elements import Floats
+from lbcompiler.quantizers.problem import Problem
+
+MEND = "collect the calibration statistics again"
+DAMPING = (0.01, 0.1, 1.0)  # times the mean of the diagonal; the next where one is not enough
+ASYMMETRY = 1e-3  # of the largest entry: what sums in another order may differ by
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """target: (N, K) float32, the weight W* to be rounded. hessian: (K, K) float64, damped, hence
+    positive definite. importance: (K,) float32, its diagonal."""
+
+    target: Floats
+    hessian: NDArray[np.float64]
+
+    @property
+    def importance(self) -> Floats:
+        return np.diagonal(self.hessian).astype(np.float32)
+
+
+def curvature(problem: Problem, method: str) -> Curvature:
+    """Raises ConfigError, in the name of `method`, without a Hessian and for one that is none."""
+    if problem.hessian is None:
+        raise ConfigError(
+            f"quantizer {method} looks at the layers' inputs: give calibration data, or choose rtn"
+        )
+    k = problem.weight.shape[1]
+    hessian = _checked(problem.hessian, k, "Hessian")
+    largest = np.abs(hessian).max(initial=0)
+    if np.abs(hessian - hessian.T).max(initial=0) > ASYMMETRY * largest:
+        raise ConfigError(f"the Hessian of an input is symmetric, and this one is not: {MEND}")
+    diagonal = np.diagonal(hessian)
+    if (diagonal < 0).any():
+        channel = int(diagonal.argmin())
+        raise ConfigError(
+            f"the mean square of input channel {channel} is {diagonal[channel]:.3g}, below zero: "
+            f"{MEND}"
+        )
+    damped = _damped(hessian)
+    if problem.cross is None:
+        return Curvature(problem.weight, damped)
+    difference = _checked(problem.cross, k, "cross moments") - hessian
+    weight = problem.weight.astype(np.float64)
+    target = weight + np.linalg.solve(damped, (weight @ difference).T).T
+    return Curvature(target.astype(np.float32), damped)
+
+
+def _checked(moments: Floats, k: int, name: str) -> NDArray[np.float64]:
+    if moments.shape != (k, k):
+        raise ConfigError(f"the {name} of K = {k} inputs is {(k, k)}, not {moments.shape}: {MEND}")
+    if not np.isfinite(moments).all():
+        raise ConfigError(f"the {name} holds NaN or infinity: look for it in the calibration data")
+    return moments.astype(np.float64)
+
+
+def _damped(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
+    """H + d I with the least damping that can be factorized. Raises ConfigError without one."""
+    mean = float(np.diagonal(hessian).mean()) or 1.0  # without any input all weights are as good
+    symmetric = (hessian + hessian.T) / 2
+    for damping in DAMPING:
+        damped = symmetric + damping * mean * np.eye(len(hessian))
+        try:
+            np.linalg.cholesky(damped)
+        except np.linalg.LinAlgError:
+            continue
+        return damped
+    raise ConfigError(
+        f"the Hessian has an eigenvalue below -{DAMPING[-1]:g} times its mean diagonal, so it is "
+        f"no sum of squares: {MEND}"
+    )

@@ -1,0 +1,75 @@
+"""QuantEase (arXiv 2309.01885): coordinate descent on the layer's output error.
+
+With all columns but j held, the best column j is the nearest value to
+
+    beta_j = w_j + sum over i != j of (w_i - w^_i) H_ij / H_jj,
+
+so a sweep over the columns never raises the objective. Every third sweep leaves beta_j unrounded,
+which lets the next ones out of a corner; the best rounded iterate is the result. It starts from
+rounding to nearest, whose scales hold throughout."""
+
+import numpy as np
+
+from lbcompiler.formats import Quantized
+from lbcompiler.formats.elements import Floats
+from lbcompiler.quantizers.curvature import Curvature, curvature
+from lbcompiler.quantizers.grid import Grid
+from lbcompiler.quantizers.problem import Problem
+
+SWEEPS = 18
+RELAXED = 3  # of as many sweeps the last is not rounded
+COLUMNS = 64  # whose steps reach all columns behind them in one matrix product
+
+
+def quantease(problem: Problem) -> Quantized:
+    """Scales by the problem's rule; one that searches weighs errors by the Hessian's diagonal."""
+    curved = curvature(problem, "quantease")
+    scaled = problem.fmt.quantize(curved.target, problem.rule, importance=curved.importance)
+    return descended(curved, Grid.of(scaled, problem.fmt))
+
+
+def descended(curved: Curvature, grid: Grid) -> Quantized:
+    """The best codes under the grid's scales that the sweeps come by."""
+    order = np.argsort(-curved.importance, kind="stable")
+    hessian = np.ascontiguousarray(curved.hessian[np.ix_(order, order)], np.float32)
+    target = np.ascontiguousarray(curved.target.T[order])  # (K, N): a column of W is a row here
+    steps = np.ascontiguousarray(grid.steps.T[order])
+    with np.errstate(over="ignore"):  # a quotient may be infinite: it saturates
+        values = grid.fmt.element.round(target / steps)
+        best, least = values, _objective(hessian, target - values * steps)
+        held = values * steps
+        for sweep in range(1, SWEEPS + 1):
+            is_relaxed = sweep % RELAXED == 0 and sweep < SWEEPS
+            _sweep(hessian, target, held, None if is_relaxed else steps, grid)
+            if is_relaxed:
+                continue
+            objective = _objective(hessian, target - held)
+            if objective < least:
+                best, least = grid.fmt.element.round(held / steps), objective
+            elif sweep % RELAXED == 1 and objective == least:
+                break  # nothing moves any more
+    original = np.empty_like(best)
+    original[order] = best
+    return grid.encode(np.ascontiguousarray(original.T))
+
+
+def _sweep(hessian: Floats, target: Floats, held: Floats, steps: Floats | None, grid: Grid) -> None:
+    """Every column of `held` (K, N) in turn to its best value; without `steps` unrounded."""
+    pull = hessian @ (target - held)
+    diagonal = np.diagonal(hessian)
+    k = len(target)
+    for start in range(0, k, COLUMNS):
+        stop = min(start + COLUMNS, k)
+        before = held[start:stop].copy()
+        for j in range(start, stop):
+            wanted = held[j] + pull[j] / diagonal[j]
+            if steps is not None:
+                wanted = grid.fmt.element.round(wanted / steps[j]) * steps[j]
+            pull[j:stop] += hessian[j:stop, j, None] * (held[j] - wanted)
+            held[j] = wanted
+        pull[stop:] += hessian[stop:, start:stop] @ (before - held[start:stop])
+
+
+def _objective(hessian: Floats, error: Floats) -> float:
+    """tr(E^T H E) of E (K, N)."""
+    return float(np.einsum("kn,kn->", error, hessian @ error, dtype=np.float64))

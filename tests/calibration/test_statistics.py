@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbcompiler.calibration.collect import collect
+from lbcompiler.calibration.samples import Samples
+from lbcompiler.calibration.simulator import Simulator
+from lbcompiler.calibration.state import State
+from lbcompiler.calibration.statistics import CREST_EDGES, InputStatistics, statistics_of
+from lbcompiler.errors import InputError
+from lbcompiler.frontend import import_model
+from lbcompiler.passes import OBSERVE
+from lbcompiler.pipeline import run
+
+DRAW = np.random.default_rng(0)
+SUM_ERROR = 1e-4  # float32 sums of some thousand squares
+
+
+def gathered(*batches: np.ndarray, held_back: int = 2) -> InputStatistics:
+    statistics = InputStatistics.empty(batches[0].shape[-1])
+    for batch in batches:
+        statistics.add(batch, None, held_back, np.random.default_rng(0))
+    return statistics
+
+
+def test_extremes_of_every_channel() -> None:
+    a, b = (DRAW.standard_normal((2, 5, 32)).astype(np.float32) for _ in range(2))
+    found, rows = gathered(a, b), np.concatenate([a, b]).reshape(-1, 32)
+    np.testing.assert_array_equal(found.absmax, np.abs(rows).max(0))
+    np.testing.assert_array_equal(found.minimum, rows.min(0))
+    np.testing.assert_array_equal(found.maximum, rows.max(0))
+    first = np.abs(np.concatenate([a, b])[:, 0]).max(0)
+    np.testing.assert_array_equal(found.first_absmax, first)
+    assert found.rows == 20
+    assert int(found.counts[2]) == 4
+
+
+def test_the_sample_is_held_out_of_the_hessian() -> None:
+    x = DRAW.standard_normal((100, 48)).astype(np.float32)
+    found = gathered(x, held_back=30)
+    assert found.sample.shape == (30, 48)
+    chosen = {row.tobytes() for row in found.sample}
+    rest = np.array([row for row in x if row.tobytes() not in chosen])
+    assert len(rest) == 70
+    np.testing.assert_allclose(found.mean_hessian, rest.T @ rest / 70, atol=SUM_ERROR)
+
+
+def test_a_short_batch_keeps_half_of_its_rows_to_learn_from() -> None:
+    assert gathered(np.ones((3, 16), np.float32), held_back=9).sample.shape == (1, 16)
+    assert gathered(np.ones((1, 16), np.float32), held_back=9).sample.shape == (0, 16)
+
+
+def test_padding_is_not_seen() -> None:
+    x = DRAW.standard_normal((2, 4, 16)).astype(np.float32)
+    seen = np.array([[True, True, False, False], [True, True, True, True]])
+    x[0, 2:] = 1e6
+    statistics = InputStatistics.empty(16)
+    statistics.add(x, seen, 1, np.random.default_rng(0))
+    assert statistics.rows == 6
+    assert statistics.absmax.max() < 100
+
+
+@pytest.mark.parametrize("block", [16, 32])
+def test_crest_factors_are_of_blocks(block: int) -> None:
+    x = DRAW.standard_normal((64, 64)).astype(np.float32)
+    blocks = x.reshape(-1, block)
+    crest = np.abs(blocks).max(1) / np.sqrt(np.square(blocks).mean(1))
+    found = gathered(x)
+    assert found.crest_factor(block) == pytest.approx(crest.mean(), rel=1e-5)
+    i = (16, 32).index(block)
+    expected, _ = np.histogram(crest, CREST_EDGES)
+    np.testing.assert_array_equal(found.crest[i][1:-1], expected)
+
+
+def test_kurtosis_of_gaussian_rows_is_near_three() -> None:
+    x = DRAW.standard_normal((500, 512)).astype(np.float32)
+    assert gathered(x).kurtosis == pytest.approx(3.0, abs=0.1)
+
+
+def test_zero_blocks_have_no_crest_factor() -> None:
+    found = gathered(np.zeros((4, 32), np.float32))
+    assert np.isnan(found.crest_factor(32))
+    assert found.kurtosis == 0.0
+
+
+@given(st.integers(1, 3), st.integers(1, 40))
+def test_saving_is_naming(batches: int, k: int) -> None:
+    found = gathered(*(np.ones((2, 3, k), np.float32) for _ in range(batches)))
+    named = {f"g/{name}": array for name, array in found.arrays().items()}
+    for name, array in statistics_of(named, "g/").arrays().items():
+        np.testing.assert_array_equal(array, found.arrays()[name])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Simulator, Samples]:
+    model = run(OBSERVE, import_model("models/tiny_lm.onnx", {}))
+    ids = np.load("models/tiny_lm_calibration.npz")["input_ids"][:4]
+    batches = [{"input_ids": row[None]} for row in ids]
+    samples = Samples("four texts", "four texts", len(batches), lambda: iter(batches))
+    return Simulator(model), samples
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_pass_that_was_stopped_goes_on(tiny: tuple[Simulator, Samples], tmp_path: Path) -> None:
+    simulator, samples = tiny
+    whole = collect(simulator, samples, State.open(tmp_path / "whole", {}))
+    state = State.open(tmp_path / "stopped", {})
+
+    def stop(_stage: str, done: int, _total: int) -> None:
+        if done == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        collect(simulator, samples, state, progress=stop)
+    begun: list[int] = []
+    resumed = collect(simulator, samples, state, progress=lambda _s, done, _t: begun.append(done))
+    assert begun[0] == 2
+    for name, statistics in whole.items():
+        for key, array in statistics.arrays().items():
+            np.testing.assert_array_equal(array, resumed[name].arrays()[key])
+
+
+def test_data_on_which_the_model_overflows_is_refused(
+    tiny: tuple[Simulator, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator, samples = tiny
+    name = simulator.groups[0].layers[0]
+    broken = np.full_like(simulator.weight(name), np.nan)
+    held = simulator._linears[name].weight
+    monkeypatch.setitem(simulator._weights, held, broken)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        collect(simulator, samples, State.open(tmp_path / "s", {}))

@@ -1,0 +1,238 @@
+"""Quantizers against slow, obvious implementations of what their papers say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import FORMATS, BlockFormat, Quantized
+from lbcompiler.quantizers import QUANTIZERS, Problem
+from lbcompiler.quantizers.curvature import DAMPING, curvature
+from lbcompiler.quantizers.grid import Grid
+from lbcompiler.quantizers.quantease import RELAXED, SWEEPS
+
+N, TOKENS = 6, 200
+LEARNING = [name for name, method in QUANTIZERS.items() if method.needs_hessian]
+# a quotient that float32 and float64 round to different sides of a tie: one code moves by a step
+TIES = 0.02
+ROUNDING = 1e-3  # relative, of an objective summed in float32
+
+
+def problem(
+    fmt: BlockFormat, k: int = 48, seed: int = 0, rule: str = "", **other: object
+) -> Problem:
+    """Correlated inputs with loud channels, as in a transformer."""
+    draw = np.random.default_rng(seed)
+    mixing = draw.standard_normal((k, k)) / np.sqrt(k) + np.eye(k)
+    x = draw.standard_normal((TOKENS, k)) @ mixing * np.exp(draw.standard_normal(k))
+    weight = draw.standard_normal((N, k)).astype(np.float32)
+    hessian = (x.T @ x / TOKENS).astype(np.float32)
+    given = {"weight": weight, "fmt": fmt, "rule": rule or fmt.default_rule, "hessian": hessian}
+    return Problem(**(given | other))  # type: ignore[arg-type]
+
+
+def damped(p: Problem) -> np.ndarray:
+    hessian = p.hessian.astype(np.float64)  # type: ignore[union-attr]
+    return hessian + DAMPING[0] * np.diagonal(hessian).mean() * np.eye(len(hessian))
+
+
+def objective(p: Problem, q: Quantized) -> float:
+    """tr((W* - W^) H (W* - W^)^T)."""
+    error = curvature(p, "test").target - p.fmt.dequantize(q).astype(np.float64)
+    return float(np.einsum("nk,kl,nl->", error, damped(p), error))
+
+
+def fixed_steps(p: Problem) -> np.ndarray:
+    """(N, K) of the scales that quantizing gives, before any column is compensated."""
+    curved = curvature(p, "test")
+    scaled = p.fmt.quantize(curved.target, p.rule, importance=curved.importance)
+    return Grid.of(scaled, p.fmt).steps
+
+
+def slow_gptq(p: Problem) -> np.ndarray:
+    """arXiv 2210.17323, algorithm 1 without its blocks, columns by falling diagonal: values."""
+    hessian, steps = damped(p), fixed_steps(p).astype(np.float64)
+    order = np.argsort(-np.diagonal(hessian).astype(np.float32), kind="stable")
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    factor = np.linalg.cholesky(inverse).T
+    w = curvature(p, "test").target.astype(np.float64)[:, order]
+    values = np.zeros_like(w)
+    for j, column in enumerate(order):
+        step = steps[:, column]
+        values[:, j] = p.fmt.element.round((w[:, j] / step).astype(np.float32)) * step
+        error = (w[:, j] - values[:, j]) / factor[j, j]
+        w[:, j:] -= np.outer(error, factor[j, j:])
+    original = np.zeros_like(values)
+    original[:, order] = values
+    return original
+
+
+def slow_quantease(p: Problem) -> np.ndarray:
+    """arXiv 2309.01885, its update of one entry at a time."""
+    hessian, steps = damped(p), fixed_steps(p).astype(np.float64)
+    target = curvature(p, "test").target.astype(np.float64)
+    order = np.argsort(-np.diagonal(hessian).astype(np.float32), kind="stable")
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return p.fmt.element.round((x / steps).astype(np.float32)) * steps
+
+    def value(w: np.ndarray) -> float:
+        return float(np.einsum("nk,kl,nl->", target - w, hessian, target - w))
+
+    now = rounded(target)
+    best, least = now.copy(), value(now)
+    for sweep in range(1, SWEEPS + 1):
+        is_relaxed = sweep % RELAXED == 0 and sweep < SWEEPS
+        for j in order:
+            others = (target - now) @ hessian[:, j] - (target - now)[:, j] * hessian[j, j]
+            beta = target[:, j] + others / hessian[j, j]
+            if not is_relaxed:
+                step = steps[:, j]
+                beta = p.fmt.element.round((beta / step).astype(np.float32)) * step
+            now[:, j] = beta
+        if not is_relaxed and value(now) < least:
+            best, least = now.copy(), value(now)
+    return best
+
+
+def agrees(p: Problem, q: Quantized, expected: np.ndarray) -> None:
+    values = p.fmt.dequantize(q)
+    different = np.abs(values - expected) > ROUNDING * np.abs(expected).max()
+    if different.mean() <= TIES:
+        return
+    # one tie early in the order may move all that follow: then the objectives agree
+    error = curvature(p, "test").target - expected
+    slow = float(np.einsum("nk,kl,nl->", error, damped(p), error))
+    assert objective(p, q) == pytest.approx(slow, rel=0.05)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("k", [48, 70, 160])
+def test_gptq_is_the_papers(name: str, k: int) -> None:
+    p = problem(FORMATS[name], k)
+    agrees(p, QUANTIZERS["gptq"].quantize(p), slow_gptq(p))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("k", [48, 70, 96])
+def test_quantease_is_the_papers(name: str, k: int) -> None:
+    p = problem(FORMATS[name], k)
+    agrees(p, QUANTIZERS["quantease"].quantize(p), slow_quantease(p))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_mr_gptq_is_gptq_under_searched_scales(name: str) -> None:
+    fmt = FORMATS[name]
+    rule = "mse" if fmt.scale == "e8m0" else "sweep"
+    got = QUANTIZERS["mr_gptq"].quantize(problem(fmt))
+    wanted = QUANTIZERS["gptq"].quantize(problem(fmt, rule=rule))
+    np.testing.assert_array_equal(got.codes, wanted.codes)
+    np.testing.assert_array_equal(got.scales, wanted.scales)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_mse_finds_the_scales_of_least_weighted_error(name: str) -> None:
+    """Against every byte within the search's reach, tried one by one."""
+    fmt = FORMATS[name]
+    p = problem(fmt, k=64)
+    found = QUANTIZERS["mse"].quantize(p)
+    importance = np.diagonal(damped(p))
+
+    def error(q: Quantized) -> np.ndarray:
+        difference = np.square(p.weight - fmt.dequantize(q).astype(np.float64)) * importance
+        return difference.reshape(N, -1, fmt.block).sum(-1)
+
+    plain = fmt.quantize(p.weight, "rceil" if fmt.scale == "e8m0" else "absmax")
+    best = error(plain)
+    for offset in (-1,) if fmt.scale == "e8m0" else range(-8, 9):
+        scales = (plain.scales.astype(int) + offset).clip(1, 126 if fmt.scale == "e4m3" else 254)
+        trial = Quantized(plain.codes, scales.astype(np.uint8), plain.tensor_scale)
+        steps = Grid.of(trial, fmt).steps
+        codes = fmt.element.encode(p.weight / steps)
+        best = np.minimum(best, error(Quantized(codes, trial.scales, plain.tensor_scale)))
+    assert error(found).sum() <= best.sum() * (1 + ROUNDING)
+
+
+@pytest.mark.parametrize("method", LEARNING)
+@given(st.sampled_from(sorted(FORMATS)), st.integers(1, 70), st.integers(0, 10**6))
+def test_learning_is_not_worse_than_rounding(method: str, name: str, k: int, seed: int) -> None:
+    fmt = FORMATS[name]
+    rule = "mse" if fmt.scale == "e8m0" else "sweep"
+    p = problem(fmt, k, seed, rule)
+    curved = curvature(p, "test")
+    rounded = fmt.quantize(curved.target, rule, importance=curved.importance)
+    found = objective(p, QUANTIZERS[method].quantize(p))
+    allowed = 1 + ROUNDING if method == "quantease" else 1.25  # greedy: not always, but nearly
+    assert found <= allowed * objective(p, rounded) + 1e-9
+
+
+@pytest.mark.parametrize("method", LEARNING)
+@pytest.mark.parametrize("name", FORMATS)
+def test_white_inputs_leave_rounding_to_nearest(method: str, name: str) -> None:
+    fmt = FORMATS[name]
+    rule = "mse" if fmt.scale == "e8m0" else "sweep"
+    p = problem(fmt, 64, rule=rule, hessian=np.eye(64, dtype=np.float32))
+    wanted = fmt.quantize(p.weight, rule)
+    got = QUANTIZERS[method].quantize(p)
+    np.testing.assert_array_equal(fmt.dequantize(got), fmt.dequantize(wanted))
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_dead_channels_and_zero_blocks(method: str) -> None:
+    p = problem(FORMATS["nvfp4"], 64)
+    hessian = p.hessian.copy()  # type: ignore[union-attr]
+    hessian[:, 5] = hessian[5] = 0
+    weight = p.weight.copy()
+    weight[:, 16:32] = 0
+    p = problem(FORMATS["nvfp4"], 64, weight=weight, hessian=hessian)
+    q = QUANTIZERS[method].quantize(p)
+    values = p.fmt.dequantize(q)
+    assert np.isfinite(values).all()
+    assert not q.codes[:, 16:32].any()
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_singular_hessian_is_damped(method: str) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    p = problem(FORMATS["mxfp4"], 64, hessian=x.T @ x / 3)
+    assert np.isfinite(p.fmt.dequantize(QUANTIZERS[method].quantize(p))).all()
+    nothing = problem(FORMATS["mxfp4"], 64, hessian=np.zeros((64, 64), np.float32))
+    assert np.isfinite(p.fmt.dequantize(QUANTIZERS[method].quantize(nothing))).all()
+
+
+def broken(change: Callable[[np.ndarray], None]) -> np.ndarray:
+    hessian = np.eye(32, dtype=np.float32)
+    change(hessian)
+    return hessian
+
+
+@pytest.mark.parametrize(
+    ("hessian", "said"),
+    [
+        (None, "calibration data"),
+        (np.eye(31, dtype=np.float32), "K = 32"),
+        (broken(lambda h: h.__setitem__((3, 3), np.nan)), "NaN"),
+        (broken(lambda h: h.__setitem__((3, 3), -1)), "channel 3"),
+        (broken(lambda h: h.__setitem__((3, 4), 1)), "symmetric"),
+        (np.full((32, 32), -1, np.float32) + 2 * np.eye(32, dtype=np.float32), "no sum of squares"),
+    ],
+)
+def test_a_hessian_that_is_none_is_refused(hessian: np.ndarray | None, said: str) -> None:
+    p = problem(FORMATS["mxfp4"], 32, hessian=hessian)
+    with pytest.raises(ConfigError, match=said):
+        QUANTIZERS["gptq"].quantize(p)
+
+
+def test_cross_moments_move_the_target_to_what_is_read() -> None:
+    """x^ = x / 2: the best weight is 2 W, up to damping."""
+    p = problem(FORMATS["mxint8"], 64)
+    assert p.hessian is not None
+    half = problem(FORMATS["mxint8"], 64, hessian=p.hessian / 4, cross=p.hessian / 2)
+    curved = curvature(half, "test")
+    d = DAMPING[0] * np.diagonal(half.hessian).mean()  # type: ignore[arg-type]
+    h, identity = half.hessian.astype(np.float64), np.eye(64)  # type: ignore[union-attr]
+    expected = p.weight @ (2 * h + d * identity) @ np.linalg.inv(h + d * identity)
+    np.testing.assert_allclose(curved.target, expected, rtol=1e-4, atol=1e-4)
