@@ -1,9 +1,9 @@
 """Which config a linear's kernel gets: the nearest result of `lbc tune`, else the kernel's default.
 
-A kernel holds two programs, one for few rows and one for many, so results are kept for both sides
-of `SMALL_M` by themselves. On either side a result serves the shapes of its class:
+A kernel holds three programs, for one row, for few (below `SMALL_M`) and for many, and results are
+kept for each by itself. There a result serves the shapes of its class:
 
-    shape class = side of M, K and N each rounded to the nearest power of two
+    shape class = one, few or many; K and N each rounded to the nearest power of two
 
 Results come in tables, those to be preferred first: what the user names (`--tuning-db`), then what
 is shipped in `tuned/` for this processor (`znver5.json`, as LLVM names it), then for its
@@ -26,7 +26,7 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.targets.cpu.gemm import SMALL_M, Config
 from lbcompiler.targets.cpu.kernels import LinearKernel
 
-SIDES = {"small": 1, "large": 128}  # of M, and the rows that stand for them where M is not known
+PROGRAMS = {"one": 1, "few": 8, "many": 128}  # and the rows that stand for M where it is not known
 DEFAULT = "default"
 TABLE_VERSION = 1
 
@@ -34,9 +34,10 @@ Shape = tuple[int, int, int]  # M, K, N
 
 
 def shape_class(shape: Shape) -> tuple[str, int, int]:
-    """(side of M, K and N as exponents of two): shapes that share a result."""
+    """(program, K and N as exponents of two): shapes that share a result."""
     m, k, n = shape
-    return "small" if m < SMALL_M else "large", round(log2(k)), round(log2(n))
+    program = "many" if m >= SMALL_M else "few" if m > 1 else "one"
+    return program, round(log2(k)), round(log2(n))
 
 
 class Result(BaseModel):
@@ -94,7 +95,7 @@ class Tuned:
     def choose(self, kernel: LinearKernel, n: int, k: int) -> Chosen:
         """For y (M, n) of x (M, k), any M."""
         config, names = kernel.default_config(n, k), []
-        for m in SIDES.values():
+        for m in PROGRAMS.values():
             source, result = self._nearest(kernel, (m, k, n))
             if result is not None:
                 config = replace(config, **result.config)

@@ -9,8 +9,8 @@
                 sums += products                           rows x columns vectors, in registers
         y = epilogue(sums), stored
 
-M is symbolic. The last row tile and the last column group overlap the ones before them, so that no
-tile is ragged as long as M is at least its height; a smaller M takes the next lower tile. A value
+M is symbolic, and a kernel holds three such nests: for one row, for few, and for SMALL_M or more.
+The last row tile and the last column group overlap the ones before them: no tile is ragged. A value
 is computed by the same operations in the same order, blocks of k ascending, whatever tile and panel
 it falls into: the result does not depend on the config, the instruction set or the threads.
 """
@@ -46,15 +46,16 @@ SMALL_M = 16  # below: weights are read for little arithmetic
 class Config:
     """What may be chosen freely for a shape: results are the same bits whatever it is.
 
-    `rows` x `columns` (tiles of 16) is the register tile; `depth` k's make a panel; a task takes
-    about `chunk` rows, or fewer where there are few columns. Fewer than `rows` rows go in tiles of
-    4, 2 and 1, the last of `small_columns`.
+    For SMALL_M rows and more `rows` x `columns` (tiles of 16) is the register tile, `depth` k's
+    make a panel, and a task takes about `chunk` rows, or fewer where there are few columns. Fewer
+    rows are one task for each `few_columns`, one row for each `small_columns`.
     """
 
     rows: int
     columns: int
     depth: int
     chunk: int
+    few_columns: int
     small_columns: int
 
 
@@ -116,6 +117,16 @@ EachTile = Callable[[Add], None]  # emits the loop over the task's row tiles aro
 Body = Callable[[Task, EachTile], None]  # emits all of K for a task
 
 
+@dataclass(frozen=True)
+class Way:
+    """How `least` rows and more are computed: the register tile, the rows of a task, its inside."""
+
+    least: int
+    tile: Tile
+    chunk: int
+    body: Body
+
+
 def space(
     shapes: tuple[tuple[int, ...], tuple[int, ...]], default: Config, m: int, k: int
 ) -> dict[str, tuple[int, ...]]:
@@ -123,8 +134,10 @@ def space(
 
     `shapes` are the rows and the columns of register tiles. The default's values are among them.
     """
-    if m < SMALL_M:
+    if m == 1:
         return {"small_columns": (1, 2, 3, 4, 6, 8)}
+    if m < SMALL_M:
+        return {"few_columns": (1, 2, 3, 4, 6)}
     depths = (256, 512, 1024, 2048, 4096)
     choices = {
         "rows": shapes[0],
@@ -135,36 +148,22 @@ def space(
     return {name: tuple(sorted({*c, getattr(default, name)})) for name, c in choices.items()}
 
 
-def small_tiles(config: Config) -> list[Tile]:
-    """The tiles of fewer rows than `config.rows`, tallest first."""
-    heights = [height for height in (4, 2) if height < config.rows]
-    return [*(Tile(height, 2) for height in heights), Tile(1, config.small_columns)]
-
-
-def emit_gemm(isa: Isa, config: Config, m: Expr, output: Output, body: Body) -> None:
-    """The loop nest for every tile height, the tallest that fits M first."""
-    first = Tile(config.rows, config.columns)
-    lower = small_tiles(config) if config.rows > 1 else []
-    _emit_heights(isa, [first, *lower], config.chunk, m, output, body)
-
-
-def _emit_heights(
-    isa: Isa, heights: Sequence[Tile], chunk: int, m: Expr, output: Output, body: Body
-) -> None:
-    first, *lower = heights
-    if not lower:
-        _emit_grid(isa, first, chunk, m, output, body)
+def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
+    """The loop nest of every way, the one for the most rows first; the last takes what is left."""
+    first, *others = ways
+    if not others:
+        _emit_grid(isa, first, m, output)
         return
-    with T.If(m >= first.rows):
+    with T.If(m >= max(first.least, first.tile.rows)):
         with T.Then():
-            _emit_grid(isa, first, chunk, m, output, body)
+            _emit_grid(isa, first, m, output)
         with T.Else():
-            _emit_heights(isa, lower, chunk, m, output, body)
+            emit_gemm(isa, m, output, others)
 
 
-def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, body: Body) -> None:
-    count = tiles(output.n)
-    tile = Tile(tile.rows, min(tile.columns, count))
+def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
+    count, chunk = tiles(output.n), way.chunk
+    tile = Tile(way.tile.rows, min(way.tile.columns, count))
     groups = -(-count // tile.columns)
     row_tiles = tirx.ceildiv(m, tile.rows)
     if groups < FEW_GROUPS:  # rows have to busy the threads
@@ -196,7 +195,7 @@ def _emit_grid(isa: Isa, tile: Tile, chunk: int, m: Expr, output: Output, body: 
                 for number, lane in enumerate(lanes):
                     T.buffer_store(held, sums[number], [i, lane])
 
-        body(task, each_tile)
+        way.body(task, each_tile)
         with T.serial(task.count) as i:
             _emit_output(isa, task, held, i, output)
 

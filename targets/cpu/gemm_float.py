@@ -7,17 +7,18 @@ bit; only the tensor scales wait for the end.
 
 A task decodes its columns once, a panel of k's at a time, which all its row tiles read: decoding
 takes about twelve instructions a vector, on the ports where a tile of eight rows would have eight
-FMAs. Few rows decode on the way instead, for nothing would read their panel again.
+FMAs. A panel of few rows is a short one of many columns, and a single row decodes on the way, for
+nothing would read its panel again.
 
 Where both operands are quantized and the instruction set has `vdpbf16ps`, panels hold pairs of
 bfloat16, and two FMAs are one instruction. It does them in the order of the two halves, so the
 result is the same; a task with a scale that is not plain (float_activations.py) takes the way of
-few rows instead.
+a single row instead.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -28,7 +29,19 @@ from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu.dot_bf16 import dot_bf16, importing_dot_bf16
 from lbcompiler.targets.cpu.float_activations import FloatRows, PairRows, pair_count
 from lbcompiler.targets.cpu.float_weights import Decode, Dense
-from lbcompiler.targets.cpu.gemm import Config, EachTile, Output, Place, Task, emit_gemm, space
+from lbcompiler.targets.cpu.gemm import (
+    SMALL_M,
+    Body,
+    Config,
+    EachTile,
+    Output,
+    Place,
+    Task,
+    Tile,
+    Way,
+    emit_gemm,
+    space,
+)
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     at,
@@ -44,9 +57,10 @@ from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, AVX512_VNNI, GENERIC, 
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
+FEW_DEPTH = 32  # k's of a panel for few rows: it only has to outlast its task's rows
 STEP = 4  # k's that the innermost loop takes at a time
 AVX512_TILES = ((2, 3, 4, 6, 8, 12), (1, 2, 3, 4, 6))
-AVX512_DEFAULT = Config(rows=8, columns=3, depth=512, chunk=256, small_columns=4)
+AVX512_DEFAULT = Config(rows=8, columns=3, depth=512, chunk=256, few_columns=4, small_columns=4)
 SHAPES = {
     AVX512_BF16: AVX512_TILES,
     AVX512_VNNI: AVX512_TILES,
@@ -56,8 +70,8 @@ SHAPES = {
 DEFAULTS = {
     AVX512_BF16: AVX512_DEFAULT,
     AVX512_VNNI: AVX512_DEFAULT,
-    AVX2: Config(rows=5, columns=1, depth=256, chunk=60, small_columns=2),
-    GENERIC: Config(rows=2, columns=1, depth=256, chunk=64, small_columns=1),
+    AVX2: Config(rows=5, columns=1, depth=256, chunk=60, few_columns=2, small_columns=2),
+    GENERIC: Config(rows=2, columns=1, depth=256, chunk=64, few_columns=1, small_columns=1),
 }
 _Read = Callable[[Expr, int], Expr]
 
@@ -77,11 +91,12 @@ class FloatGemm:
 
     def config(self, n: int, k: int) -> Config:
         """The default for a shape."""
-        return DEFAULTS[self.isa]
+        default = DEFAULTS[self.isa]
+        return replace(default, few_columns=6) if self.takes_pairs else default
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
-        return space(SHAPES[self.isa], DEFAULTS[self.isa], m, k)
+        return space(SHAPES[self.isa], self.config(n, k), m, k)
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -109,26 +124,34 @@ class FloatGemm:
         b = T.arg("bias", T.buffer((n,), "float32")) if bias else None
         y = T.arg("y", T.buffer((m, n), "float32"))
 
-        def few(place: Place) -> None:
+        def directly(place: Place) -> None:
             _add_directly(self.isa, weights, x, place, k)
 
-        def body(task: Task, each_tile: EachTile) -> None:
-            if task.tile.rows < config.rows:
-                each_tile(few)
-            elif isinstance(x, PairRows) and isinstance(weights, Decode):
-                with T.If((x.unusual(task) | weights.unusual(task, k)) == 0):
-                    with T.Then():
-                        _emit_pairs(task, each_tile, weights, x, k, config.depth)
-                    with T.Else():
-                        each_tile(few)
-            else:
-                _emit_panels(self.isa, task, each_tile, weights, x, k, config.depth)
+        def one(_task: Task, each_tile: EachTile) -> None:
+            each_tile(directly)
 
+        def panels(depth: int) -> Body:
+            def body(task: Task, each_tile: EachTile) -> None:
+                if isinstance(x, PairRows) and isinstance(weights, Decode):
+                    with T.If((x.unusual(task) | weights.unusual(task, k)) == 0):
+                        with T.Then():
+                            _emit_pairs(task, each_tile, weights, x, k, depth)
+                        with T.Else():
+                            each_tile(directly)
+                else:
+                    _emit_panels(self.isa, task, each_tile, weights, x, k, depth)
+
+            return body
+
+        ways = [Way(SMALL_M, Tile(config.rows, config.columns), config.chunk, panels(config.depth))]
+        if config.rows > 1:  # the tile of one row has no tail
+            ways.append(Way(2, Tile(2, config.few_columns), SMALL_M, panels(FEW_DEPTH)))
+            ways.append(Way(1, Tile(1, config.small_columns), 1, one))
         around: AbstractContextManager[None] = nullcontext()
         if pairs is not None:
             around = importing_dot_bf16()
         with root_block(), around:
-            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
+            emit_gemm(self.isa, m, Output(y, n, tuple(scales), b, epilogue), ways)
 
     def _weights(self, n: int, k: int) -> Decode | Dense:
         if self.weight is None:

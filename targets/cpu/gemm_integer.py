@@ -29,16 +29,28 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import decode
-from lbcompiler.targets.cpu.gemm import Config, EachTile, Output, Place, Task, emit_gemm, space
+from lbcompiler.targets.cpu.gemm import (
+    SMALL_M,
+    Config,
+    EachTile,
+    Output,
+    Place,
+    Task,
+    Tile,
+    Way,
+    emit_gemm,
+    space,
+)
 from lbcompiler.targets.cpu.integer_products import Activations, Products, multiplier
-from lbcompiler.targets.cpu.integer_weights import DirectWeights, Panel
-from lbcompiler.targets.cpu.intrinsics import dot_takes_unsigned, kernel, let, root_block
+from lbcompiler.targets.cpu.integer_weights import DirectWeights, HeldWeights, Panel
+from lbcompiler.targets.cpu.intrinsics import Expr, dot_takes_unsigned, kernel, let, root_block
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
+HELD = 32  # k's whose weights are held in registers for few rows
 AVX512_TILES = ((3, 4, 6, 8, 12), (1, 2, 3, 4))
-AVX512_DEFAULT = Config(rows=4, columns=3, depth=512, chunk=256, small_columns=1)
+AVX512_DEFAULT = Config(rows=4, columns=3, depth=512, chunk=256, few_columns=2, small_columns=1)
 SHAPES = {
     AVX512_BF16: AVX512_TILES,
     AVX512_VNNI: AVX512_TILES,
@@ -48,8 +60,8 @@ SHAPES = {
 DEFAULTS = {
     AVX512_BF16: AVX512_DEFAULT,
     AVX512_VNNI: AVX512_DEFAULT,
-    AVX2: Config(rows=4, columns=1, depth=512, chunk=64, small_columns=1),
-    GENERIC: Config(rows=2, columns=1, depth=512, chunk=64, small_columns=1),
+    AVX2: Config(rows=4, columns=1, depth=512, chunk=64, few_columns=1, small_columns=1),
+    GENERIC: Config(rows=2, columns=1, depth=512, chunk=64, few_columns=1, small_columns=1),
 }
 
 
@@ -125,15 +137,45 @@ class IntegerGemm:
         step = max(self.weight.block, self.act.block) // self.block
         depth = max(step, min(config.depth // self.block, blocks) // step * step)
 
-        def body(task: Task, each_tile: EachTile) -> None:
-            if task.tile.rows < config.rows:
-                products = Products(activations, direct, is_plain=False)
-                each_tile(lambda place: products.add(place, 0, blocks))
-            else:
-                _emit_panels(task, each_tile, activations, direct, blocks, depth)
+        together = max(step, HELD // self.block)
 
+        def one(_task: Task, each_tile: EachTile) -> None:
+            products = Products(activations, direct, is_plain=False)
+            each_tile(lambda place: products.add(place, 0, blocks))
+
+        def few(task: Task, each_tile: EachTile) -> None:
+            _emit_held(task, each_tile, activations, direct, blocks, together)
+
+        def many(task: Task, each_tile: EachTile) -> None:
+            _emit_panels(task, each_tile, activations, direct, blocks, depth)
+
+        ways = [Way(SMALL_M, Tile(config.rows, config.columns), config.chunk, many)]
+        if config.rows > 1:  # the tile of one row has no tail
+            ways.append(Way(2, Tile(1, config.few_columns), SMALL_M, few))
+            ways.append(Way(1, Tile(1, config.small_columns), 1, one))
         with root_block():
-            emit_gemm(self.isa, config, m, Output(y, n, tuple(scales), b, epilogue), body)
+            emit_gemm(self.isa, m, Output(y, n, tuple(scales), b, epilogue), ways)
+
+
+def _emit_held(
+    task: Task,
+    each_tile: EachTile,
+    activations: Activations,
+    weights: DirectWeights,
+    blocks: int,
+    together: int,
+) -> None:
+    """All of K, `together` blocks at a time, which stay in registers for all rows of the task."""
+
+    def emit(first: Expr, count: int) -> None:
+        products = Products(activations, HeldWeights(weights, task, first, count), is_plain=False)
+        each_tile(lambda place: products.add_unrolled(place, first, count))
+
+    if blocks // together:
+        with T.serial(blocks // together) as i:
+            emit(let(i * together), together)
+    if blocks % together:
+        emit(tirx.const(blocks // together * together, "int64"), blocks % together)
 
 
 def _emit_panels(

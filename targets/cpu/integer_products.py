@@ -79,16 +79,27 @@ class Products:
 
     def add(self, place: Place, first: Expr, count: Expr) -> None:
         """Blocks `first` to below `first + count`, ascending."""
-        count_of_sums = place.tile.rows * place.vectors(self.isa)
-        products = Registers(count_of_sums, "int32", self.isa.lanes)
+        products = self._registers(place)
         with T.serial(count) as i:
             IRBuilder.name("block", i)
-            block = let(first + i)
-            self._start(place, products, block)
-            self.weights.each_group(
-                place, i, lambda k, vectors: self._dot(place, products, block, k, vectors)
-            )
-            self._accumulate(place, products, block, self.weights.factors(place, i))
+            self._add_block(place, products, let(first + i), i)
+
+    def add_unrolled(self, place: Place, first: Expr, count: int) -> None:
+        """The same without a loop, for weights that are in registers."""
+        products = self._registers(place)
+        for i in range(count):
+            self._add_block(place, products, let(first + i), i)
+
+    def _registers(self, place: Place) -> Registers:
+        return Registers(place.tile.rows * place.vectors(self.isa), "int32", self.isa.lanes)
+
+    def _add_block(self, place: Place, products: Registers, block: Expr, i: Expr) -> None:
+        """Block number `block` of K, which is number i of the weights."""
+        self._start(place, products, block)
+        self.weights.each_group(
+            place, i, lambda k, vectors: self._dot(place, products, block, k, vectors)
+        )
+        self._accumulate(place, products, block, self.weights.factors(place, i))
 
     def _start(self, place: Place, products: Registers, block: Expr) -> None:
         for r in range(place.tile.rows):

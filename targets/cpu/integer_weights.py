@@ -1,9 +1,10 @@
-"""Weight operands of an integer GEMM: decoded from memory where they are used, or a panel at a
-time.
+"""Weight operands of an integer GEMM: decoded from memory where they are used, some blocks into
+registers, or a panel at a time.
 
 A panel holds the operand bytes and the scales of a task's columns for some blocks. Decoding takes
-about five instructions a vector: nothing for many rows, as much as the dot products for one. Codes
-of a byte are operands as they lie in memory, and only their scales get a panel.
+about five instructions a vector: nothing for many rows, as much as the dot products for one. Few
+rows would write and read a panel longer than they multiply. Codes of a byte are operands as they
+lie in memory, and only their scales get a panel.
 """
 
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class DirectWeights:
     def each_group(self, place: Place, block: Expr, use: UseGroup) -> None:
         with T.serial(self.loads) as load:
             position = let(block * self.loads + load)
-            self._ask_ahead(place, position)
+            self.ask_ahead(place.tile.columns, place.column, position)
             vectors = [
                 self.operands(place.column, position, v) for v in range(place.vectors(self.isa))
             ]
@@ -72,18 +73,17 @@ class DirectWeights:
                 k = (load * self.groups + group) * self.isa.k_group
                 use(k, [vector[group] for vector in vectors])
 
-    def _ask_ahead(self, place: Place, load: Expr) -> None:
+    def ask_ahead(self, columns: int, column: Expr, load: Expr) -> None:
         """Begin to bring in what is `AHEAD` lines away, at a column's end that of the next task."""
         if not self.isa.is_avx512:
             return
-        columns = place.tile.columns
         for i, plane in enumerate(self.planes):
             count = 1 << (len(self.planes) - 1 - i)
             ahead, rows = let(load * count + AHEAD), int(plane.shape[1])
             beyond = let(tirx.Select(ahead >= rows, ahead + (columns - 1) * rows, ahead))
             for tile in range(columns):
                 for j in range(count):
-                    prefetch(plane[place.column + tile, beyond + j, 0], level=1)
+                    prefetch(plane[column + tile, beyond + j, 0], level=1)
 
     def factors(self, place: Place, block: Expr) -> list[Expr]:
         return [bound(self.factor(place.column, block, v)) for v in range(place.vectors(self.isa))]
@@ -106,6 +106,36 @@ class DirectWeights:
     def factor(self, column: Expr, block: Expr, v: int) -> Expr:
         """The float32 scales of vector v's columns."""
         return decode.scale_value(self.isa, self.fmt.scale, self.scale_bytes(column, block, v))
+
+
+class HeldWeights:
+    """The weights of a task's columns for `count` blocks from `first` on, decoded into registers.
+
+    What the registers cannot hold the compiler keeps on the stack, in L1.
+    """
+
+    def __init__(self, weights: DirectWeights, task: Task, first: Expr, count: int) -> None:
+        vectors = range(task.tile.columns * COLUMNS // weights.isa.lanes)
+        self._k_group = weights.isa.k_group
+        self._per_block = weights.block // weights.isa.k_group
+        self._groups: list[list[Expr]] = []
+        for load in range(count * weights.loads):
+            position = let(first * weights.loads + load)
+            weights.ask_ahead(task.tile.columns, task.column, position)
+            held = [weights.operands(task.column, position, v) for v in vectors]
+            self._groups += [[bound(o) for o in group] for group in zip(*held, strict=True)]
+        self._factors = [
+            [bound(weights.factor(task.column, let(first + i), v)) for v in vectors]
+            for i in range(count)
+        ]
+
+    def each_group(self, place: Place, block: int, use: UseGroup) -> None:
+        first = block * self._per_block
+        for group in range(self._per_block):
+            use(group * self._k_group, self._groups[first + group])
+
+    def factors(self, place: Place, block: int) -> list[Expr]:
+        return self._factors[block]
 
 
 class Panel:

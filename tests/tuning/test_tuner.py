@@ -30,7 +30,7 @@ def outcomes(database: Path, shapes: list[Any], ratio: Any, **limits: Any) -> li
 
 
 def fastest(config: Any) -> float:
-    return 0.5 if config.small_columns == 2 else 1.0
+    return 0.5 if config.small_columns == 2 or config.few_columns == 3 else 1.0
 
 
 def test_results_say_what_is_kept(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_results_say_what_is_kept(tmp_path: Path) -> None:
     found = outcomes(tmp_path / "t.db", shapes, fastest)
     assert [(o.shape, o.config, o.ms, o.default_ms) for o in found] == [
         ((1, 64, 64), {"small_columns": 2}, 1.0, 2.0),
-        ((3, 64, 100), {"small_columns": 2}, 1.0, 2.0),
+        ((3, 64, 100), {"few_columns": 3}, 1.0, 2.0),
     ]
-    assert {o.shape_class for o in found} == {"small k64 n64", "small k64 n128"}
+    assert {o.shape_class for o in found} == {"one k64 n64", "few k64 n128"}
     assert read_results(tmp_path / "t.db").count == 2
 
 

@@ -37,16 +37,19 @@ def result(m: int, k: int, n: int, **config: int) -> Result:
     return Result(kernel=MXINT8.name, shape=(m, k, n), config=config, ms=1, default_ms=2)
 
 
-def test_a_class_is_a_side_of_m_and_octaves_of_k_and_n() -> None:
-    assert shape_class((1, 4096, 4096)) == shape_class((15, 5000, 3000)) == ("small", 12, 12)
-    assert shape_class((16, 4096, 4096)) == ("large", 12, 12)
-    assert shape_class((16, 6000, 11008)) == ("large", 13, 13)
+def test_a_class_is_a_program_and_octaves_of_k_and_n() -> None:
+    assert shape_class((1, 4096, 4096)) == ("one", 12, 12)
+    assert shape_class((2, 4096, 4096)) == shape_class((15, 5000, 3000)) == ("few", 12, 12)
+    assert shape_class((16, 4096, 4096)) == ("many", 12, 12)
+    assert shape_class((16, 6000, 11008)) == ("many", 13, 13)
 
 
-def test_sides_have_results_of_their_own() -> None:
+def test_programs_have_results_of_their_own() -> None:
     default = MXINT8.default_config(1000, 1000)
-    few, many = result(4, 1024, 1024, small_columns=3), result(64, 1024, 1024, chunk=32)
-    for results, names in (((few,), {"small_columns"}), ((few, many), {"small_columns", "chunk"})):
+    one = result(1, 1024, 1024, small_columns=3)
+    few, many = result(4, 1024, 1024, few_columns=3), result(64, 1024, 1024, chunk=32)
+    for results in ((one,), (one, few), (few, many), (one, few, many)):
+        names = {name for held in results for name in held.config}
         chosen = Tuned((Source("t", results),)).choose(MXINT8, 1000, 1000)
         changed = {
             field.name
@@ -60,10 +63,11 @@ def test_sides_have_results_of_their_own() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        result(4, 2048, 1024, small_columns=1),
-        result(4, 1024, 1024, small_columns=777),
+        result(4, 2048, 1024, few_columns=2),
+        result(4, 1024, 1024, few_columns=777),
+        result(4, 1024, 1024, small_columns=2),
         result(4, 1024, 1024, no_such_field=1),
-        result(4, 1024, 1024, small_columns=1).model_copy(update={"kernel": "another"}),
+        result(4, 1024, 1024, few_columns=2).model_copy(update={"kernel": "another"}),
     ],
 )
 def test_what_does_not_fit_is_passed_over(other: Result) -> None:

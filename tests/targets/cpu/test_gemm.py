@@ -52,7 +52,7 @@ def test_scales_of_any_size(isa, weight, act) -> None:
     """Whole tiles of rows and columns, some with scales that are not plain, zero or NaN."""
     kernel = kernel_for(FORMATS[weight], FORMATS[act], isa)
     m, n, k = 40, 112, 160
-    config = Config(rows=4, columns=1, depth=64, chunk=8, small_columns=1)
+    config = Config(rows=4, columns=1, depth=64, chunk=8, few_columns=2, small_columns=1)
     module = compiled(
         isa,
         quantize=kernel.quantize(k, kernel.act.default_rule),

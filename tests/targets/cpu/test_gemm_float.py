@@ -19,7 +19,9 @@ from tests.targets.cpu.reference import (
     pair_operands,
 )
 
-LOW = Config(rows=1, columns=2, depth=64, chunk=8, small_columns=1)  # one tile compiles fastest
+LOW = Config(
+    rows=1, columns=2, depth=64, chunk=8, few_columns=2, small_columns=1
+)  # one tile compiles fastest
 M, N, K = 3, 37, 77
 each_isa = pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
 
@@ -99,7 +101,7 @@ def test_pairs_of_bfloat16_at_the_limit_of_plain_scales(weight, act, exponents) 
     w = near_the_limit(kernel.weight, n, k, exponents, rng)
     if w.tensor_scale is not None:
         w = Quantized(w.codes, w.scales, np.asarray(0.5, np.float32))
-    config = Config(rows=4, columns=1, depth=64, chunk=8, small_columns=1)
+    config = Config(rows=4, columns=1, depth=64, chunk=8, few_columns=2, small_columns=1)
     module = compiled(detect(), gemm=kernel.gemm(n, k, bias=False, config=config))
     y = multiply(kernel, module["gemm"], pair_operands(kernel, x), w)
     np.testing.assert_array_equal(y, linear_of(kernel, x, w))

@@ -16,7 +16,9 @@ from tests.targets.cpu.reference import (
 )
 
 INTEGER = [fmt for fmt in FORMATS.values() if fmt.element.integer_multiplier is not None]
-LOW = Config(rows=1, columns=2, depth=64, chunk=8, small_columns=1)  # one tile compiles fastest
+LOW = Config(
+    rows=1, columns=2, depth=64, chunk=8, few_columns=2, small_columns=1
+)  # one tile compiles fastest
 M, N, K = 3, 37, 77
 each_isa = pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
 
@@ -66,7 +68,7 @@ def test_the_largest_products_do_not_overflow(isa, name) -> None:
 def test_exponents_at_the_limit_of_what_is_added(isa, exponents) -> None:
     """Both scales near the limit at once: their sum is the smallest or largest that is added."""
     rng = np.random.default_rng(0)
-    config = Config(rows=2, columns=1, depth=64, chunk=4, small_columns=1)
+    config = Config(rows=2, columns=1, depth=64, chunk=4, few_columns=2, small_columns=1)
     for name in ("mxint8", "mxfp6", "mxfp4"):
         kernel = kernel_for(FORMATS[name], FORMATS[name], isa)
         codes = np.arange(1 << kernel.act.element.bits, dtype=np.uint8)

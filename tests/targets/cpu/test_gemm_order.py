@@ -23,7 +23,7 @@ PAIRS = [("mxint8", "mxint8"), ("mxfp4", "mxfp4"), ("nvfp4", "nvfp4"), ("nvfp4",
 PAIRS += [("mxfp6", "nvint4"), ("mxint8", "mxfp6"), ("mxfp4", "mxfp8"), ("mxfp8", "nvfp4")]
 PAIRS += [("mxfp6_e3m2", "mxfp8_e5m2"), ("mxint4", None), (None, None)]
 THREADS = (1, 2, 3)
-LOW = Config(rows=4, columns=2, depth=64, chunk=24, small_columns=2)
+LOW = Config(rows=4, columns=2, depth=64, chunk=24, few_columns=2, small_columns=2)
 
 sizes = st.one_of(st.integers(1, MOST), st.sampled_from([1, 15, 16, 17, MOST - 1, MOST]))
 
@@ -36,6 +36,7 @@ def configs(draw) -> Config:
         columns=draw(st.integers(1, 3 if rows < 5 else 2)),
         depth=draw(st.sampled_from([16, 32, 64, 96, 1 << 20])),
         chunk=draw(st.integers(1, 40)),
+        few_columns=draw(st.integers(1, 3)),
         small_columns=draw(st.integers(1, 4)),
     )
 
@@ -74,7 +75,7 @@ def operands(m: int, n: int, k: int, is_plain: bool) -> tuple[Array, Array, Arra
     return x, w, rng.standard_normal(n, np.float32)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=64)
 @given(
     isa=st.sampled_from(HERE),
     pair=st.sampled_from(PAIRS),
