@@ -21,6 +21,7 @@ from lbcompiler.passes.recognize_norms import RecognizeNorms
 from lbcompiler.passes.rotate import Rotate
 from lbcompiler.passes.select_formats import SelectFormats
 from lbcompiler.passes.smooth import Smooth
+from lbcompiler.passes.split_outliers import SplitOutliers
 from lbcompiler.pipeline import Pass
 from lbcompiler.quantizers import Quantizer
 
@@ -72,5 +73,6 @@ __all__ = [
     "Rotate",
     "SelectFormats",
     "Smooth",
+    "SplitOutliers",
     "quantize",
 ]

@@ -83,17 +83,17 @@ class Channels:
             raise NoSourceError("its input is an input of the model")
         if call.op in (LAYER_NORM, RMS_NORM):
             return self._of_norm(var, call, rows, shifts)
-        if call.op == ops.DENSE and self._is_dense(call):
+        if call.op == ops.DENSE and self.is_dense(call):
             return Source(var, rows, shifts)
         if call.op == RELU:
-            return self._source(self._alone(call.args[0]), rows, False)
+            return self._source(self.alone(call.args[0]), rows, False)
         if call.op == MULTIPLY:
             return self._of_product(call, rows)
         if call.op == ops.IM2COL:
-            pixels = self._alone(call.args[0])
+            pixels = self.alone(call.args[0])
             return self._source(pixels, rows % _last(pixels), False)
         if call.op == RESHAPE and _last(call.args[0]) == len(rows) == _last(call):
-            return self._source(self._alone(call.args[0]), rows, shifts)
+            return self._source(self.alone(call.args[0]), rows, shifts)
         attention = self.bound.get(call.args[0]) if call.op == RESHAPE else None
         if attention is not None and ops.is_call_to(attention, ops.ATTENTION):
             return self._of_attention(call, attention, rows, shifts)
@@ -101,7 +101,7 @@ class Channels:
             f"its input is computed by {call.op.name}, which has no constant a channel"
         )
 
-    def _alone(self, var: Any) -> Any:
+    def alone(self, var: Any) -> Any:
         if not isinstance(var, relax.Var) or self.uses[var] != 1:
             raise NoSourceError("what its input is computed from is read by others too")
         return var
@@ -120,14 +120,14 @@ class Channels:
         for factor in reversed(call.args):
             try:
                 if _last(factor) == width:
-                    return self._source(self._alone(factor), rows, False)
+                    return self._source(self.alone(factor), rows, False)
             except NoSourceError as refusal:
                 reason = str(refusal)
         raise NoSourceError(reason or "its input is a product with what has not a number a channel")
 
     def _of_attention(self, merged: Any, call: Any, rows: Indices, shifts: bool) -> Source:
         """Values are averaged with weights that sum to 1, unless a mask bars all of them."""
-        self._alone(merged.args[0])
+        self.alone(merged.args[0])
         v, layout = call.args[2], str(call.attrs["layouts"][2])
         heads, key_heads = int(call.attrs["heads"]), int(call.attrs["key_heads"])
         depth, first = _last(v), int(call.attrs["first_heads"][2])
@@ -137,7 +137,7 @@ class Channels:
         head, number = np.divmod(np.arange(heads * depth), depth)
         places = (first + head // (heads // key_heads)) * depth + number
         split = self._split_heads(v, layout, depth)
-        return self._source(self._alone(split), places[rows], shifts and _sees_keys(call))
+        return self._source(self.alone(split), places[rows], shifts and _sees_keys(call))
 
     def _alone_in_attention(self, v: Any, call: Any, first: int, key_heads: int) -> None:
         """Others may read other heads of a stack that v lies in, if they are this attention."""
@@ -156,7 +156,7 @@ class Channels:
         if ops.is_call_to(call, PERMUTE):
             letters = dict(zip(axes_of(call), layout, strict=True))
             layout = "".join(letters[i] for i in range(4))
-            call = self.bound.get(self._alone(call.args[0]))
+            call = self.bound.get(self.alone(call.args[0]))
         if not ops.is_call_to(call, RESHAPE) or not layout.endswith("HD"):
             raise NoSourceError("the values of its attention are no heads of one linear")
         *_, heads, _depth = call.ty.shape.values
@@ -165,7 +165,7 @@ class Channels:
             raise NoSourceError("the values of its attention are no heads of one linear")
         return flat
 
-    def _is_dense(self, call: Any) -> bool:
+    def is_dense(self, call: Any) -> bool:
         return self._is_weight(call.args[1]) and all(map(self._is_known, call.args[2:]))
 
     def _is_weight(self, expr: Any) -> bool:

@@ -51,6 +51,8 @@ class SelectFormats:
         return replace(model, layers=chosen)
 
     def _choose(self, layer: Layer, is_linear: bool) -> Layer:
+        if layer.weight_format != "none" or (is_linear and layer.reason):
+            return layer  # decided by the pass that made it
         excluded = next((p for p in self.exclude if re.search(p, layer.name)), None)
         if excluded is not None:
             return replace(layer, reason=f"excluded by {excluded!r}")

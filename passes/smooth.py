@@ -6,7 +6,7 @@ lies between is better to quantize in blocks. There may stand what `channels` lo
 norm has no offset o, so that it takes a scale only. All linears that read the same are smoothed as
 one. Weights are changed when they are loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from tvm import relax
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats.elements import Floats
 from lbcompiler.ir import ops
-from lbcompiler.ir.constants import Constant
+from lbcompiler.ir.constants import Constant, mapped
 from lbcompiler.ir.model import Layer, Model, Weight, fresh
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.ir.smoothing import Folding, Smoothing
@@ -127,10 +127,10 @@ def _record(layer: Layer, read: Smoothing | None, *, is_changed: bool) -> Layer:
 
 def _changed_norm(call: Any, out: Smoothing, scope: Scope, weights: dict[str, Weight]) -> Any:
     x, gain, *offset = call.args
-    gain = _mapped(gain, lambda g: g / out.scale, scope, weights)
+    gain = mapped(gain, "smoothed", lambda g: g / out.scale, scope, weights)
     if call.op == RMS_NORM:
         return relax.op.nn.rms_norm(x, gain, call.attrs.axes, call.attrs.epsilon)
-    moved = _mapped(offset[0], out.activation, scope, weights)
+    moved = mapped(offset[0], "smoothed", out.activation, scope, weights)
     return relax.op.nn.layer_norm(x, gain, moved, call.attrs.axes, call.attrs.epsilon)
 
 
@@ -169,7 +169,9 @@ def _changed_bias(
     if not bias and not any(shifts):
         return None
     if bias and not shifts[0]:
-        return bias[0] if out is None else _mapped(bias[0], out.activation, scope, weights)
+        return (
+            bias[0] if out is None else mapped(bias[0], "smoothed", out.activation, scope, weights)
+        )
     before = _known(bias[0], scope, weights) if bias else None
 
     def moved() -> Floats:
@@ -190,16 +192,3 @@ def _known(expr: Any, scope: Scope, weights: dict[str, Weight]) -> Weight:
     if isinstance(value, Constant):
         return Weight.of(value.value.numpy())
     return weights[str(value.attrs["name"])]
-
-
-def _mapped(
-    expr: Any, fn: Callable[[Floats], Floats], scope: Scope, weights: dict[str, Weight]
-) -> Any:
-    """fn of a constant, of the weight table's when it is loaded."""
-    value = scope.value(expr)
-    if isinstance(value, Constant):
-        return scope.emit(relax.const(np.asarray(fn(value.value.numpy()), np.float32)))
-    source = str(value.attrs["name"])
-    name = fresh(weights, f"{source}.smoothed")
-    weights[name] = weights[source].map(weights[source].shape, fn)
-    return scope.emit(ops.weight(name, weights[name].shape))
