@@ -34,6 +34,7 @@ from lbcompiler.targets.cpu.layout import COLUMNS
 from lbcompiler.targets.cpu.packed_weights import load_planes, load_scales
 
 AHEAD = 64  # lines of a column's weights that are asked for before they are used: 4 KiB
+SCALES_AHEAD = 32  # blocks whose scales are; those of one row are one stream, found without asking
 LINES = 4  # of each column tile that are asked for in the time of a register tile
 
 
@@ -79,11 +80,19 @@ class DirectWeights:
             return
         for i, plane in enumerate(self.planes):
             count = 1 << (len(self.planes) - 1 - i)
-            ahead, rows = let(load * count + AHEAD), int(plane.shape[1])
-            beyond = let(tirx.Select(ahead >= rows, ahead + (columns - 1) * rows, ahead))
+            beyond = _beyond(plane, columns, load * count + AHEAD)
             for tile in range(columns):
                 for j in range(count):
                     prefetch(plane[column + tile, beyond + j, 0], level=1)
+
+    def ask_scales_ahead(self, columns: int, column: Expr, block: Expr) -> None:
+        """The same for scales, `SCALES_AHEAD` blocks away."""
+        if not self.isa.is_avx512:
+            return
+        index = block // (self.fmt.block // self.block)
+        beyond = _beyond(self.scales, columns, index + SCALES_AHEAD)
+        for tile in range(columns):
+            prefetch(self.scales[column + tile, beyond, 0], level=1)
 
     def factors(self, place: Place, block: Expr) -> list[Expr]:
         return [bound(self.factor(place.column, block, v)) for v in range(place.vectors(self.isa))]
@@ -108,6 +117,13 @@ class DirectWeights:
         return decode.scale_value(self.isa, self.fmt.scale, self.scale_bytes(column, block, v))
 
 
+def _beyond(packed: Any, columns: int, ahead: Expr) -> Expr:
+    """Row `ahead` of a column tile; past its end, that of the tile `columns` further on."""
+    rows = int(packed.shape[1])
+    ahead = let(ahead)
+    return let(tirx.Select(ahead >= rows, ahead + (columns - 1) * rows, ahead))
+
+
 class HeldWeights:
     """The weights of a task's columns for `count` blocks from `first` on, decoded into registers.
 
@@ -124,6 +140,7 @@ class HeldWeights:
             weights.ask_ahead(task.tile.columns, task.column, position)
             held = [weights.operands(task.column, position, v) for v in vectors]
             self._groups += [[bound(o) for o in group] for group in zip(*held, strict=True)]
+        weights.ask_scales_ahead(task.tile.columns, task.column, first)
         self._factors = [
             [bound(weights.factor(task.column, let(first + i), v)) for v in vectors]
             for i in range(count)
