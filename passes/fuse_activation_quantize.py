@@ -1,5 +1,6 @@
 """quantize(norm(f(x) + y, g[, b]))  ->  fused_quantize(x, y, g[, b])
 quantize(f(x) * y)                ->  fused_quantize(x, y)
+quantize(hadamard(x))             ->  fused_quantize(x), and so for each x above
 
 with norm layer_norm, rms_norm or none, f an activation or none, + y, * y or neither: one sweep over
 rows that are in the cache, where each step alone would read and write all of them. What others read
@@ -25,6 +26,7 @@ from lbcompiler.ir.constants import is_constant
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rewrite import Scope, bindings, operands, rewrite
+from lbcompiler.ir.rotation import rotation_of
 from lbcompiler.passes.fuse_linear import EPILOGUE_OF
 
 ADD, MULTIPLY = (tvm.ir.Op.get(f"relax.{name}") for name in ("add", "multiply"))
@@ -57,42 +59,55 @@ class FuseActivationQuantize:
 
 
 @dataclass(frozen=True)
-class _Fusion:
-    """What becomes one call, over the variables of the module it was found in.
-
-    `sum` and `row` are the variables of the prologue's sum and row, `start` the earlier of the two.
+class _Steps:
+    """What a prologue computes of which operands; the variables of its sum and its row, None where
+    there is none, or none to take.
     """
 
     prologue: Prologue
     operands: tuple[Any, ...]
-    sum: Any
-    row: Any
+    sum: Any = None
+    row: Any = None
+
+    @property
+    def variables(self) -> tuple[Any, ...]:
+        """In the order in which they are bound."""
+        return tuple(var for var in (self.sum, self.row) if var is not None)
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    """What becomes one call, over the variables of the module it was found in; it stands where
+    `start` stood.
+    """
+
+    steps: _Steps
     quantize: Any
     attrs: Any
 
     @property
     def start(self) -> Any:
-        return self.row if self.sum is None else self.sum
+        return self.variables[0]
 
     @property
     def variables(self) -> tuple[Any, ...]:
-        return tuple(var for var in (self.sum, self.row, self.quantize) if var is not None)
+        return (*self.steps.variables, self.quantize)
 
     def call(self, scope: Scope) -> Any:
         # a gain may be bound behind the sum: weights are named anew, and known wherever they stand
         operands = [
             scope.emit(operand) if is_constant(operand) else scope.moved(operand)
-            for operand in self.operands
+            for operand in self.steps.operands
         ]
         fmt, rule = format_named(str(self.attrs["format"])), str(self.attrs["scale_rule"])
-        return ops.fused_quantize(operands, self.prologue, fmt=fmt, scale_rule=rule)
+        return ops.fused_quantize(operands, self.steps.prologue, fmt=fmt, scale_rule=rule)
 
     def position(self, var: Any) -> int | None:
         """Where the call's result holds a variable; None for one that nobody else reads."""
-        parts = format_named(str(self.attrs["format"])).parts
-        if var.same_as(self.row):
-            return parts + int(self.prologue.keeps_sum) if self.prologue.keeps_row else None
-        return parts if self.prologue.keeps_sum else None
+        parts, prologue = format_named(str(self.attrs["format"])).parts, self.steps.prologue
+        if var.same_as(self.steps.row):
+            return parts + int(prologue.keeps_sum) if prologue.keeps_row else None
+        return parts if prologue.keeps_sum else None
 
 
 class _Search:
@@ -111,7 +126,23 @@ class _Search:
         return [fusion for fusion in found if fusion is not None]
 
     def _fusion(self, quantize: Any, call: Any) -> _Fusion | None:
-        row = call.args[0]
+        row, rotation = call.args[0], None
+        readers = self.uses[row]
+        turned = self._call(row)
+        if turned is not None and turned.op == ops.HADAMARD:
+            row, rotation = turned.args[0], rotation_of(turned.attrs)
+            readers += self.uses[row] - 1  # those of the row before its rotation
+        steps = self._steps(row, readers, is_rotated=rotation is not None)
+        if steps is None and rotation is None:
+            return None
+        if steps is None:
+            steps = _Steps(Prologue(), (row,))
+        self.taken.update(steps.variables)
+        prologue = replace(steps.prologue, rotation=rotation)
+        return _Fusion(replace(steps, prologue=prologue), quantize, call.attrs)
+
+    def _steps(self, row: Any, readers: int, *, is_rotated: bool) -> _Steps | None:
+        """What computes a row that has so many readers, None where there is nothing to take."""
         if self._call(row) is None:
             return None
         prologue, gains = self._norm(row)
@@ -125,15 +156,15 @@ class _Search:
         else:
             prologue = replace(prologue, activation=combined.activation, combine=combined.combine)
         has_sum = combined is not None and prologue.norm != "none"
+        # a quantizer reads a row several times: one that is costly to compute goes to memory,
+        # unless its rotation has a place for it
+        is_costly = prologue.activation != "none" and not is_rotated
         prologue = replace(
             prologue,
             keeps_sum=has_sum and self.uses[inner] > 1,
-            # a quantizer reads a row several times: one that is costly to compute goes to memory
-            keeps_row=self.uses[row] > 1 or prologue.activation != "none",
+            keeps_row=readers > 1 or is_costly,
         )
-        self.taken.update([row, inner] if has_sum else [row])
-        summed = inner if has_sum else None
-        return _Fusion(prologue, (*operands, *gains), summed, row, quantize, call.attrs)
+        return _Steps(prologue, (*operands, *gains), inner if has_sum else None, row)
 
     def _norm(self, row: Any) -> tuple[Prologue, list[Any]]:
         call = self._call(row)

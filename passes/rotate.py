@@ -15,7 +15,7 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model, Weight
 from lbcompiler.ir.rewrite import Scope, calls, rewrite
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.rotation import Rotation, rotation_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def with_rotation(layer: Layer, rotation: Rotation) -> Layer:
 
 def _rotated(x: Any, rotation: Rotation, scope: Scope) -> Any:
     earlier, windows = scope.call_to(x, ops.HADAMARD), scope.call_to(x, ops.IM2COL)
-    if earlier is not None and rotation.seed is None and ops.rotation_of(earlier) == rotation:
+    if earlier is not None and rotation.seed is None and rotation_of(earlier.attrs) == rotation:
         return earlier.args[0]
     if windows is None or not rotation.divides(int(windows.args[0].ty.shape.values[-1])):
         return ops.hadamard(x, rotation)

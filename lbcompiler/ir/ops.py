@@ -42,7 +42,6 @@ Infer = Callable[[Any, Any], Any]
 
 ANALYZER = tvm.sym.Analyzer()
 FLOAT = "float32"  # the weight format of a linear that is not quantized
-NO_SIGNS = -1  # the seed of a rotation without signs
 EPILOGUES = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish")
 
 
@@ -261,14 +260,7 @@ def depthwise(
 
 def hadamard(x: Expr, rotation: Rotation) -> Expr:
     """x R, (..., K) -> (..., K) float32; K is a multiple of the rotation's size."""
-    seed = NO_SIGNS if rotation.seed is None else rotation.seed
-    return _call(HADAMARD, [x], size=rotation.size, seed=seed)
-
-
-def rotation_of(call: Any) -> Rotation:
-    """The rotation of an `lbc.hadamard`: the inverse of `hadamard`."""
-    seed = int(call.attrs["seed"])
-    return Rotation(int(call.attrs["size"]), None if seed == NO_SIGNS else seed)
+    return _call(HADAMARD, [x], **rotation.attributes())
 
 
 def quantize(x: Expr, *, fmt: BlockFormat, scale_rule: str) -> Expr:

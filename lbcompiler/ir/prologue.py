@@ -7,27 +7,31 @@ share it, and two equal ones are one kernel.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lbcompiler.ir.rotation import Rotation, rotation_of
+
 
 @dataclass(frozen=True)
 class Prologue:
     """row = norm(sum), sum = activation(x) combine other; the operands are x[, other][, gamma][,
-    beta].
+    beta]. What is quantized is the row, or the row rotated.
 
-    The float values that other readers want are results as well: `keeps_sum`, `keeps_row`. Without
-    a norm sum and row are one, and only `keeps_row` is said.
+    The float values that other readers want are results as well: `keeps_sum`, `keeps_row`, the row
+    before its rotation. Without a norm sum and row are one, and only `keeps_row` is said.
     """
 
     activation: str = "none"  # of `ops.EPILOGUES`
     combine: str = "none"  # or "add", "multiply": with a second operand of x's shape
     norm: str = "none"  # or "layer_norm" (gamma, beta), "rms_norm" (gamma): along the last axis
     epsilon: float = 0.0
+    rotation: Rotation | None = None
     keeps_sum: bool = False
     keeps_row: bool = False
 
     @property
     def name(self) -> str:
-        """For symbols: silu_multiply, add_layer_norm, rms_norm."""
-        parts = (self.activation, self.combine, self.norm)
+        """For symbols: silu_multiply, add_layer_norm, rms_norm_hadamard32."""
+        rotation = "none" if self.rotation is None else self.rotation.name
+        parts = (self.activation, self.combine, self.norm, rotation)
         return "_".join(part for part in parts if part != "none")
 
     @property
@@ -42,7 +46,9 @@ class Prologue:
 
     def attributes(self) -> dict[str, object]:
         """For a call's attributes; `prologue_of` is the inverse."""
-        return asdict(self)
+        fields = asdict(self)
+        del fields["rotation"]
+        return fields | ({} if self.rotation is None else self.rotation.attributes())
 
 
 def prologue_of(attrs: Any) -> Prologue:
@@ -52,6 +58,7 @@ def prologue_of(attrs: Any) -> Prologue:
         combine=str(attrs["combine"]),
         norm=str(attrs["norm"]),
         epsilon=float(attrs["epsilon"]),
+        rotation=rotation_of(attrs) if "size" in attrs.keys() else None,  # noqa: SIM118  # no dict
         keeps_sum=bool(attrs["keeps_sum"]),
         keeps_row=bool(attrs["keeps_row"]),
     )

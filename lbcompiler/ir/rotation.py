@@ -15,7 +15,9 @@ After arXiv 2510.25602 (a block Hadamard of the format's block, random signs) an
 16 to 128, no signs); the same signs serve every block, as there.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats.elements import Floats
 
+NO_SIGNS = -1  # of a call's attributes: the seed of a rotation without signs
 CHUNK = 1 << 18  # elements at a time: a chunk and its copy stay in the second-level cache
 
 
@@ -63,6 +66,10 @@ class Rotation:
     def divides(self, k: int) -> bool:
         return k % self.size == 0
 
+    def attributes(self) -> dict[str, int]:
+        """For a call's attributes; `rotation_of` is the inverse."""
+        return {"size": self.size, "seed": NO_SIGNS if self.seed is None else self.seed}
+
     def apply(self, x: NDArray[np.generic]) -> Floats:
         """x R, (..., K) -> (..., K) float32. Raises ConfigError on a K of broken blocks."""
         return self._rotated(x, self.signs, is_inverse=False)
@@ -99,3 +106,9 @@ class Rotation:
             distance *= 2
         columns *= self.factor
         return columns.T
+
+
+def rotation_of(attrs: Mapping[str, Any]) -> Rotation:
+    """The rotation that a call carries."""
+    seed = int(attrs["seed"])
+    return Rotation(int(attrs["size"]), None if seed == NO_SIGNS else seed)

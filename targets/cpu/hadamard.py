@@ -21,8 +21,7 @@ from tvm import relax, sym, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from lbcompiler.ir import ops
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.rotation import Rotation, rotation_of
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     at,
@@ -172,7 +171,7 @@ def hadamard_kernel(rotation: Rotation, k: int) -> Any:
 def legalize_hadamard(builder: Any, call: Any) -> Any:
     """An `lbc.hadamard` that no quantize has taken: a kernel over its rows."""
     *lead, k = call.ty.shape.values
-    rotation = ops.rotation_of(call)
+    rotation = rotation_of(call.attrs)
     rows = _product(lead)
     name = f"{rotation.name}_{int(k)}"
     function = builder.add_func(hadamard_kernel(rotation, int(k)), name)

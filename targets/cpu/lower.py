@@ -1,5 +1,6 @@
 """linear(quantize(x).., packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
 quantize(x)                           ->  call_tir(quantize, x)
+quantize(hadamard(x))                 ->  call_tir(quantize, x), which rotates its rows
 quantize(im2col(x))                   ->  call_tir(quantize, x), or gathered from quantize(x)
 fused_quantize(x.., g..)              ->  call_tir(quantize, x.., g..), its float results too
 
@@ -9,7 +10,7 @@ it. One with float results is lowered where it stands, for the first linear that
 config of a GEMM goes into the layer's record. Rows of all leading dimensions run as one (M, K)
 matrix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.prologue import Prologue, prologue_of
 from lbcompiler.ir.rewrite import Scope, bindings, rewrite
+from lbcompiler.ir.rotation import rotation_of
 from lbcompiler.targets.cpu.configs import Tuned, fields_of
 from lbcompiler.targets.cpu.sources import PrologueRows
 from lbcompiler.targets.cpu.windows import (
@@ -121,13 +123,16 @@ class _Lowering:
     ) -> list[Any]:
         key = ("quantize", kernel.quantizer, k, rule)
         if (*key, x) not in self.quantized:
-            windows = scope.call_to(x, ops.IM2COL)
+            windows, turned = (scope.call_to(x, op) for op in (ops.IM2COL, ops.HADAMARD))
             specs, m = kernel.quantized_specs(k), rows.ty.shape.values[0]
-            if windows is None:
+            if windows is not None:
+                parts = self._quantize_windows(kernel, windows, m, k, rule, scope)
+            elif turned is not None:
+                prologue = Prologue(rotation=rotation_of(turned.attrs))
+                _, parts = self._run_prologue(kernel, [turned.args[0]], k, rule, prologue, scope)
+            else:
                 built = self._function(key, lambda: kernel.quantize(k, rule), scope)
                 parts = self._call(built, [rows], m, specs, scope)
-            else:
-                parts = self._quantize_windows(kernel, windows, m, k, rule, scope)
             self.quantized[(*key, x)] = parts
         return self.quantized[(*key, x)]
 
@@ -153,7 +158,7 @@ class _Lowering:
     def _fused_quantize(self, call: Any, scope: Scope) -> Any:
         """The tuple that the call was: in place of its codes what linears find its operands by."""
         kernel = self.kernel_for(*ops.linear_formats(self.readers[scope.variable]))
-        kept, operands = self._run_prologue(kernel, call, prologue_of(call.attrs), scope)
+        kept, operands = self._run_fused(kernel, call, prologue_of(call.attrs), scope)
         self.quantized[(kernel.quantizer, call)] = operands
         self.fused[operands[0]] = call
         shape = relax.ShapeExpr(call.args[0].ty.shape.values)
@@ -166,21 +171,32 @@ class _Lowering:
         key = (kernel.quantizer, call)
         if key not in self.quantized:  # another kernel than the first: the float results are there
             prologue = replace(prologue_of(call.attrs), keeps_sum=False, keeps_row=False)
-            _, self.quantized[key] = self._run_prologue(kernel, call, prologue, scope)
+            _, self.quantized[key] = self._run_fused(kernel, call, prologue, scope)
         return self.quantized[key]
 
-    def _run_prologue(
+    def _run_fused(
         self, kernel: Any, call: Any, prologue: Prologue, scope: Scope
     ) -> tuple[list[Any], list[Any]]:
-        """(the float results, the operands of a GEMM)."""
         k, rule = int(call.args[0].ty.shape.values[-1]), str(call.attrs["scale_rule"])
-        rows = [self._rows(x, scope) for x in call.args[: prologue.rows]]
+        return self._run_prologue(kernel, call.args, k, rule, prologue, scope)
+
+    def _run_prologue(
+        self,
+        kernel: Any,
+        args: Sequence[Any],
+        k: int,
+        rule: str,
+        prologue: Prologue,
+        scope: Scope,
+    ) -> tuple[list[Any], list[Any]]:
+        """(the float results, the operands of a GEMM)."""
+        rows = [self._rows(x, scope) for x in args[: prologue.rows]]
         key = ("quantize", kernel.quantizer, k, rule, prologue.name, prologue)
         build = partial(kernel.quantize, k, rule, PrologueRows(prologue))
         specs = [((k,), "float32")] * prologue.kept + kernel.quantized_specs(k)
         results = self._call(
             self._function(key, build, scope),
-            [*rows, *call.args[prologue.rows :]],
+            [*rows, *args[prologue.rows :]],
             rows[0].ty.shape.values[0],
             specs,
             scope,

@@ -2,7 +2,8 @@
 
 A row is in the L1 cache from its first sweep to its last, so nothing is written that nobody reads:
 the sum and the normalized row go to memory where they are results, and are computed again in
-each sweep where they are not.
+each sweep where they are not. A row that is rotated has a place in that cache, where it is rotated
+once: its last sweep computes it there.
 
 Vectors have 16 lanes and every product that is added is an explicit FMA, on all instruction sets.
 A row is summed in 16 x 4 partial sums, vector i of it into the i-th mod 4 (vectors behind the last
@@ -12,6 +13,7 @@ with k / 64. A layer norm's variance is that of the differences to the mean, in 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -20,6 +22,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.cpu.epilogue import ACTIVATIONS
+from lbcompiler.targets.cpu.hadamard import rotate_row
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     at,
@@ -33,6 +36,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     store,
     vector,
 )
+from lbcompiler.targets.cpu.layout import padded
 
 LANES = 16
 PARTIAL_SUMS = 4  # vectors: enough to hide the latency of an FMA
@@ -58,20 +62,41 @@ class PrologueRows:
     def begin(self, row: Expr) -> None:
         """The sweeps of a row up to the last, which `load` is."""
         self._normalized: Callable[[Expr, _Span], Expr] = lambda x, _span: x
-        # where the sum is once it has been computed; the row's own place serves until it is written
-        held = self.row if self.sum is None else self.sum
+        self._row, kept_sum = (
+            None if buffer is None else _Place(buffer, (row,)) for buffer in (self.row, self.sum)
+        )
+        rotation = self.prologue.rotation
+        self._rotated = None if rotation is None else _own_place(self.k)
+        # where the sum is once it has been computed: what comes later lends its place until then
+        held = kept_sum or self._row or self._rotated
         self._held = held if self._is_computed else None
         if self.prologue.norm != "none":
             self._normalize(row)
-        elif self.row is not None:
-            self._sweep(lambda span: self._write_computed(row, span))
+        elif self._row is not None and rotation is None:
+            self._sweep(partial(self._write_computed, row, self._row))
+        if rotation is not None and self._rotated is not None:
+            rotate_row(rotation, self.k, partial(self._finished, row), self._rotated.buffer)
 
     def load(self, row: Expr, start: Expr, lanes: int, valid: int) -> Expr:
         """`valid` float32 of the finished row from `start` on, zeros in the lanes behind them."""
-        if self.row is not None:
-            return load(self.row, (row,), start, lanes, valid)
+        place = self._rotated or self._row
         span = _Span(start, lanes, valid)
+        if place is not None:
+            return place.load(span)
         return bound(self._normalized(self._sum(row, span), span))
+
+    def _finished(self, row: Expr, start: Expr, valid: int) -> Expr:
+        """A vector of the row before its rotation, which is kept where that is asked."""
+        span = _Span(start, LANES, valid)
+        if self.prologue.norm != "none":
+            x = self._normalized(self._sum(row, span), span)
+        else:
+            self._prefetch(row, span)
+            x = self._computed(row, span)
+        if self._row is not None:
+            x = bound(x)
+            self._row.store(span, x)
+        return x
 
     @property
     def _is_computed(self) -> bool:
@@ -86,7 +111,7 @@ class PrologueRows:
             self._prefetch(row, span)
             x = bound(self._computed(row, span))
             if self._held is not None:
-                self._store(self._held, row, span, x)
+                self._held.store(span, x)
             if is_layer_norm:
                 total.add(span.slot, x)
             else:
@@ -115,12 +140,9 @@ class PrologueRows:
             return fma(span.minus(x, mean) * splat(scale, "float32", span.lanes), gamma, beta)
 
         self._normalized = normalized
-        if self.row is not None:
-            self._sweep(
-                lambda span: self._store(
-                    self.row, row, span, normalized(self._sum(row, span), span)
-                )
-            )
+        place = self._row
+        if place is not None and self._rotated is None:
+            self._sweep(lambda span: place.store(span, normalized(self._sum(row, span), span)))
 
     def _prefetch(self, row: Expr, span: "_Span") -> None:
         """Asks for the next row: until this one is done, nothing else is read from far away.
@@ -135,7 +157,7 @@ class PrologueRows:
     def _sum(self, row: Expr, span: "_Span") -> Expr:
         if self._held is None:
             return self._computed(row, span)
-        return let(load(self._held, (row,), span.start, span.lanes, span.valid))
+        return let(self._held.load(span))
 
     def _computed(self, row: Expr, span: "_Span") -> Expr:
         """activation(x) combine other."""
@@ -147,12 +169,9 @@ class PrologueRows:
         other = let(load(self.other, (row,), span.start, span.lanes, span.valid))
         return x + other if self.prologue.combine == "add" else x * other
 
-    def _write_computed(self, row: Expr, span: "_Span") -> None:
+    def _write_computed(self, row: Expr, place: "_Place", span: "_Span") -> None:
         self._prefetch(row, span)
-        self._store(self.row, row, span, self._computed(row, span))
-
-    def _store(self, buffer: Any, row: Expr, span: "_Span", value: Expr) -> None:
-        store(buffer, (row,), span.start, value, span.valid)
+        place.store(span, self._computed(row, span))
 
     def _sweep(self, one: Callable[["_Span"], None]) -> None:
         """`one` for every vector of a row, four in a step of a loop."""
@@ -165,6 +184,24 @@ class PrologueRows:
         begin = self.k // step * step
         for slot, start in enumerate(range(begin, self.k, LANES)):
             one(_Span(start, LANES, min(LANES, self.k - start), slot))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the values of one row are: a row of a matrix, or a buffer of its own."""
+
+    buffer: Any
+    at: tuple[Expr, ...]
+
+    def load(self, span: "_Span") -> Expr:
+        return load(self.buffer, self.at, span.start, span.lanes, span.valid)
+
+    def store(self, span: "_Span", value: Expr) -> None:
+        store(self.buffer, self.at, span.start, value, span.valid)
+
+
+def _own_place(k: int) -> _Place:
+    return _Place(T.alloc_buffer((padded(k, LANES),), "float32"), ())
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from lbcompiler.ir import ops
 from lbcompiler.ir.model import Weight
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rewrite import calls
+from lbcompiler.ir.rotation import Rotation
 from lbcompiler.passes import FuseActivationQuantize
 from tests.passes.build import Body, model_of, same_ir
 
 op = relax.op
 MXINT8 = FORMATS["mxint8"]
+ROTATION = Rotation(32, seed=2)
 SHAPE: dict[str, Any] = {"x": ["b", "s", 64], "y": ["b", "s", 64]}
 
 
@@ -58,6 +60,71 @@ def test_a_norm_before_a_quantize_runs_with_it() -> None:
 
     before = model_of(SHAPE, lambda b, x, _: quantized(b, rms_norm(b, x)))
     same_ir(FuseActivationQuantize()(before).module, model_of(SHAPE, expected))
+
+
+def test_a_rotation_runs_with_the_quantize_and_what_is_before_it() -> None:
+    def write(b: Body, x: Any, _: Any) -> Any:
+        return quantized(b, b(ops.hadamard(rms_norm(b, x), ROTATION)))
+
+    def expected(b: Body, x: Any, _: Any) -> Any:
+        return linear(b, fused(b, x, b.weight("gamma", 64), rotation=ROTATION, **RMS_NORM))
+
+    after = FuseActivationQuantize()(model_of(SHAPE, write))
+    same_ir(after.module, model_of(SHAPE, expected))
+
+
+def test_a_rotation_alone_runs_with_the_quantize() -> None:
+    def write(b: Body, x: Any, _: Any) -> Any:
+        return quantized(b, b(ops.hadamard(x, ROTATION)))
+
+    def expected(b: Body, x: Any, _: Any) -> Any:
+        return linear(b, fused(b, x, rotation=ROTATION))
+
+    after = FuseActivationQuantize()(model_of(SHAPE, write))
+    same_ir(after.module, model_of(SHAPE, expected))
+
+
+def test_a_rotation_has_a_place_for_a_costly_row() -> None:
+    def write(b: Body, x: Any, y: Any) -> Any:
+        product = b(op.multiply(b(op.nn.silu(x)), y))
+        return quantized(b, b(ops.hadamard(product, ROTATION)))
+
+    def expected(b: Body, x: Any, y: Any) -> Any:
+        call = fused(b, x, y, activation="silu", combine="multiply", rotation=ROTATION)
+        return linear(b, call)
+
+    after = FuseActivationQuantize()(model_of(SHAPE, write))
+    same_ir(after.module, model_of(SHAPE, expected))
+
+
+def test_two_rotations_of_one_row_compute_it_once() -> None:
+    def write(b: Body, x: Any, _: Any) -> Any:
+        row = rms_norm(b, x)
+        turned = [b(ops.hadamard(row, rotation)) for rotation in (ROTATION, Rotation(16))]
+        return b(relax.Tuple([quantized(b, rows) for rows in turned]))
+
+    def expected(b: Body, x: Any, _: Any) -> Any:
+        first = fused(b, x, b.weight("gamma", 64), rotation=ROTATION, keeps_row=True, **RMS_NORM)
+        row = b(relax.TupleGetItem(first, 2))
+        y = linear(b, first)
+        return b(relax.Tuple([y, linear(b, fused(b, row, rotation=Rotation(16)))]))
+
+    after = FuseActivationQuantize()(model_of(SHAPE, write))
+    same_ir(after.module, model_of(SHAPE, expected))
+
+
+def test_a_rotated_row_that_others_read_is_rotated_for_them_too() -> None:
+    def write(b: Body, x: Any, _: Any) -> Any:
+        turned = b(ops.hadamard(rms_norm(b, x), ROTATION))
+        return b(relax.Tuple([quantized(b, turned), turned]))
+
+    def expected(b: Body, x: Any, _: Any) -> Any:
+        call = fused(b, x, b.weight("gamma", 64), rotation=ROTATION, keeps_row=True, **RMS_NORM)
+        turned = b(ops.hadamard(b(relax.TupleGetItem(call, 2)), ROTATION))
+        return b(relax.Tuple([linear(b, call), turned]))
+
+    after = FuseActivationQuantize()(model_of(SHAPE, write))
+    same_ir(after.module, model_of(SHAPE, expected))
 
 
 def test_a_residual_behind_the_norm_reads_its_row_from_the_call() -> None:

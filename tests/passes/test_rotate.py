@@ -8,7 +8,7 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.rewrite import calls
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.rotation import Rotation, rotation_of
 from lbcompiler.passes import FuseLinear, Rotate
 from tests.passes.build import Body, model_of, same_ir
 from tests.targets.cpu.test_sources import run as run_model
@@ -44,7 +44,7 @@ def test_layers_that_read_the_same_share_one_hadamard() -> None:
 
 def test_layers_with_other_rotations_have_their_own() -> None:
     after = Rotate({"q": PLAIN, "k": SIGNED})(model_of(SHAPE, readers))
-    found = [ops.rotation_of(c) for c in calls(after.module) if c.op == ops.HADAMARD]
+    found = [rotation_of(c.attrs) for c in calls(after.module) if c.op == ops.HADAMARD]
     assert found == [PLAIN, SIGNED]
     assert after.layers["k"].hadamard_seed == 3
 

@@ -8,10 +8,13 @@ from hypothesis.extra.numpy import arrays
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
+from lbcompiler.ir.prologue import Prologue
+from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cpu.block_scales import RULES
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import padded
+from lbcompiler.targets.cpu.sources import PrologueRows
 from tests.targets.cpu.reference import (
     HERE,
     call,
@@ -51,10 +54,13 @@ def corner_rows() -> np.ndarray:
     return x.astype(np.float32)
 
 
-def check(kernel: LinearKernel, function, x: np.ndarray, rule: str) -> None:
-    """Every operand of the kernel against the format's reference."""
+def check(
+    kernel: LinearKernel, function, x: np.ndarray, rule: str, rotation: Rotation | None = None
+) -> None:
+    """Every operand of the kernel against the format's reference, of x or of x rotated."""
     specs = [((len(x), *shape), dtype) for shape, dtype in kernel.quantized_specs(x.shape[1])]
     operands = call(function, [x], *specs)
+    x = x if rotation is None else rotation.apply(x)
     fmt, q = kernel.act, kernel.act.quantize(x, rule, per_row=True)
     if kernel.quantizer.endswith("_pairs"):
         check_pairs(kernel, operands, x, q)
@@ -121,6 +127,26 @@ def test_long_corner_rows(isa) -> None:
         kernel = kernel_for(FORMATS["nvfp4"], FORMATS[case[0]], isa)
         module = compiled(isa, quantize=kernel.quantize(LONG, case[1]))
         check(kernel, module["quantize"], x, case[1])
+
+
+@pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+def test_rotated_corner_rows(isa) -> None:
+    """A rotation in the kernel is that of the reference, in every kind of operands."""
+    rotations = [(Rotation(32), 96), (Rotation(16, seed=4), 80), (Rotation(64), 192)]
+    cases = [("mxint8", "mxint8", "rceil"), ("nvfp4", "nvint4", "absmax")]
+    cases += [("mxfp8", "mxfp8", "rceil"), ("mxint8", "mxfp8_e5m2", "floor")]
+    functions, checks = {}, []
+    for rotation, k in rotations:
+        source = PrologueRows(Prologue(rotation=rotation))
+        for weight, act, rule in cases:
+            kernel = kernel_for(FORMATS[weight], FORMATS[act], isa)
+            name = f"{rotation.name}_{weight}_{act}"
+            functions[name] = kernel.quantize(k, rule, source)
+            checks.append((kernel, name, k, rule, rotation))
+    module = compiled(isa, **functions)
+    for kernel, name, k, rule, rotation in checks:
+        x = np.resize(corner_rows().T, (k, 64)).T.copy()
+        check(kernel, module[name], x, rule, rotation)
 
 
 @pytest.mark.parametrize("k", [1, 48, 64])

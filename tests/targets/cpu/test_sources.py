@@ -1,5 +1,6 @@
 """Rows that are computed on the way into a quantizer: what `sources.py` says, bit for bit."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from lbcompiler.formats import FORMATS
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.prologue import Prologue
-from lbcompiler.passes import FuseActivationQuantize, FuseLinear, InsertQDQ, QuantizeWeights
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.passes import (
+    FuseActivationQuantize,
+    FuseLinear,
+    InsertQDQ,
+    QuantizeWeights,
+    Rotate,
+)
 from lbcompiler.passes.lift_weights import LiftWeights
 from lbcompiler.quantizers import round_to_nearest
 from lbcompiler.targets.cpu import cpu
@@ -37,6 +45,15 @@ PROLOGUES = (
     Prologue(combine="multiply"),
     Prologue(combine="add", keeps_row=True),
     Prologue(activation="relu", keeps_row=True),
+)
+TURNED = tuple(
+    replace(prologue, rotation=Rotation(16, seed=1))
+    for prologue in (
+        *PROLOGUES,
+        Prologue(),
+        Prologue(activation="relu"),
+        Prologue(**LAYER_NORM, combine="add", activation="relu"),
+    )
 )
 
 
@@ -95,17 +112,22 @@ def operands_of(prologue: Prologue, k: int) -> list[Array]:
 
 
 @pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
-@pytest.mark.parametrize("k", [1, 33, 77, 224])
-def test_rows_and_their_operands_are_those_of_the_definition(isa: Any, k: int) -> None:
+@pytest.mark.parametrize(
+    ("k", "prologues"),
+    [(1, PROLOGUES), (33, PROLOGUES), (77, PROLOGUES), (224, PROLOGUES), (80, TURNED)],
+)
+def test_rows_and_their_operands_are_those_of_the_definition(
+    isa: Any, k: int, prologues: tuple[Prologue, ...]
+) -> None:
     kernels = [kernel_for(FORMATS["mxint8"], FORMATS["mxint8"], isa)]
     if isa is HERE[0]:
         kernels += [kernel_for(FORMATS[name], FORMATS[name], isa) for name in ("nvfp4", "mxfp8")]
     for kernel in kernels:
         rule = kernel.act.default_rule
-        functions = {named(p): kernel.quantize(k, rule, PrologueRows(p)) for p in PROLOGUES}
+        functions = {named(p): kernel.quantize(k, rule, PrologueRows(p)) for p in prologues}
         module = compiled(isa, plain=kernel.quantize(k, rule), **functions)
         specs = [((M, *shape), dtype) for shape, dtype in kernel.quantized_specs(k)]
-        for prologue in PROLOGUES:
+        for prologue in prologues:
             operands = operands_of(prologue, k)
             kept = [((M, k), "float32")] * prologue.kept
             results = call(module[named(prologue)], operands, *kept, *specs)
@@ -114,6 +136,8 @@ def test_rows_and_their_operands_are_those_of_the_definition(isa: Any, k: int) -
                 np.testing.assert_array_equal(results.pop(0), total, named(prologue))
             if prologue.keeps_row:
                 np.testing.assert_array_equal(results.pop(0), row, named(prologue))
+            if prologue.rotation is not None:
+                row = prologue.rotation.apply(row)
             for result, wanted in zip(results, call(module["plain"], [row], *specs), strict=True):
                 np.testing.assert_array_equal(result, wanted, named(prologue))
 
@@ -180,8 +204,10 @@ def run(model: Model, *inputs: Array) -> list[Array]:
     return [output.numpy() for output in results]
 
 
-def test_every_reader_of_a_fused_quantize_gets_what_it_had() -> None:
+@pytest.mark.parametrize("rotated", [(), ("first",), ("first", "second")])
+def test_every_reader_of_a_fused_quantize_gets_what_it_had(rotated: tuple[str, ...]) -> None:
     model = model_of({"x": ["b", "s", 64], "y": ["b", "s", 64]}, two_formats)
+    model = Rotate(dict.fromkeys(rotated, Rotation(32)))(model)
     for step in (QuantizeWeights(round_to_nearest), InsertQDQ(), FuseLinear()):
         model = step(model)
     fused = FuseActivationQuantize()(model)
