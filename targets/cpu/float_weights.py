@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -25,8 +26,39 @@ from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS
 from lbcompiler.targets.cpu.packed_weights import load_planes, load_scales
 
+STEP = 4  # k's that the innermost loop takes at a time
+
+Read = Callable[[Expr, int], Expr]  # (k, v) -> vector v of the columns
 Use = Callable[[Expr, list[Expr]], None]  # (k, a vector for each of columns)
 UsePair = Callable[[Expr, list[Expr], list[Expr]], None]  # (k, vectors of k, of k + 1)
+
+
+def each_vector(isa: Isa, columns: int, first: Expr, count: int, read: Read, use: Use) -> None:
+    """`use(k, vectors)` for `count` k's from `first` on of tiles of columns that are float32."""
+
+    def step(start: Expr, count: int) -> None:
+        with T.unroll(count) as i:
+            position = start + i
+            use(position, [let(read(position, v)) for v in range(columns * COLUMNS // isa.lanes)])
+
+    if count // STEP:
+        with T.serial(count // STEP) as i:
+            step(let(first + i * STEP), STEP)
+    if count % STEP:
+        step(first + count // STEP * STEP, count % STEP)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns of a task for some k's: `fill` makes them from `first` on, `each` reads them."""
+
+    isa: Isa
+    columns: int
+    fill: Callable[[Expr, int], None]
+    read: Callable[[Expr, Expr, int], Expr]  # (first, k, v)
+
+    def each(self, first: Expr, count: int, use: Use) -> None:
+        each_vector(self.isa, self.columns, first, count, partial(self.read, first), use)
 
 
 @dataclass(frozen=True)
@@ -36,14 +68,25 @@ class Dense:
     isa: Isa
     w: Any
 
-    def reader(self, column: Expr) -> Callable[[Expr, int], Expr]:
-        """(k, v) -> vector v of the columns from tile `column` on."""
+    def whole(self, depth: int) -> int:
+        """Any depth will do."""
+        return depth
 
-        def read(position: Expr, v: int) -> Expr:
-            tile, lane = divmod(v * self.isa.lanes, COLUMNS)
-            return self.w[column + tile, position, at(lane, self.isa.lanes)]
+    def emit(self, columns: int, column: Expr, first: Expr, count: int, use: Use) -> None:
+        """`use(k, vectors)` for `count` k's of some tiles of columns."""
+        each_vector(self.isa, columns, first, count, partial(self._read, column), use)
 
-        return read
+    def panel(self, task: Task, depth: int) -> Panel:
+        """The weights where they lie."""
+
+        def read(_first: Expr, position: Expr, v: int) -> Expr:
+            return self._read(task.column, position, v)
+
+        return Panel(self.isa, task.tile.columns, lambda first, count: None, read)
+
+    def _read(self, column: Expr, position: Expr, v: int) -> Expr:
+        tile, lane = divmod(v * self.isa.lanes, COLUMNS)
+        return self.w[column + tile, position, at(lane, self.isa.lanes)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +109,26 @@ class Decode:
             count,
             lambda block, within: self._block(columns, column, block, within, use),
         )
+
+    def panel(self, task: Task, depth: int) -> Panel:
+        """`depth` k's of the task's columns, decoded into float32 (depth, columns)."""
+        held = T.alloc_buffer((depth, task.tile.columns * COLUMNS), "float32")
+
+        def vector(first: Expr, position: Expr, v: int) -> list[Expr]:
+            return [position - first, at(v * self.isa.lanes, self.isa.lanes)]
+
+        def fill(first: Expr, count: int) -> None:
+            def keep(position: Expr, vectors: list[Expr]) -> None:
+                for v, value in enumerate(vectors):
+                    T.buffer_store(held, value, vector(first, position, v))
+
+            self.emit(task.tile.columns, task.column, first, count, keep)
+
+        def read(first: Expr, position: Expr, v: int) -> Expr:
+            row, lanes = vector(first, position, v)
+            return held[row, lanes]
+
+        return Panel(self.isa, task.tile.columns, fill, read)
 
     def emit_pairs(self, columns: int, column: Expr, first: Expr, count: int, use: UsePair) -> None:
         """The same for two k's at a time; behind an odd number of them comes padding, zeros."""

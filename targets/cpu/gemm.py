@@ -97,7 +97,8 @@ class Output:
 
     y: Any
     n: int
-    scales: tuple[tuple[Any, bool], ...] = ()  # tensor scales: (buffer, one a row)
+    row_scales: Any = None  # tensor scales of the activations, f32 (M, 1)
+    weight_scale: Any = None  # f32 (1,)
     bias: Any = None
     activation: str = "none"
 
@@ -127,25 +128,32 @@ class Way:
     body: Body
 
 
-def space(
-    shapes: tuple[tuple[int, ...], tuple[int, ...]], default: Config, m: int, k: int
-) -> dict[str, tuple[int, ...]]:
-    """The fields of a config that matter for M rows, each with what is worth trying.
+@dataclass(frozen=True)
+class Choices:
+    """Of an instruction set: the rows and columns of register tiles, and the default config."""
 
-    `shapes` are the rows and the columns of register tiles. The default's values are among them.
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    default: Config
+
+
+def space(choices: Choices, m: int, k: int) -> dict[str, tuple[int, ...]]:
+    """The fields of a config that matter for M rows, each with what is worth trying, the default's
+    values among them.
     """
+    default = choices.default
     if m == 1:
         return {"small_columns": (1, 2, 3, 4, 6, 8)}
     if m < SMALL_M:
         return {"few_columns": (1, 2, 3, 4, 6)}
     depths = (256, 512, 1024, 2048, 4096)
-    choices = {
-        "rows": shapes[0],
-        "columns": shapes[1],
+    tried = {
+        "rows": choices.rows,
+        "columns": choices.columns,
         "depth": tuple(depth for depth in depths if depth < k) or (min(depths),),
         "chunk": (32, 64, 96, 128, 192, 256, 384),
     }
-    return {name: tuple(sorted({*c, getattr(default, name)})) for name, c in choices.items()}
+    return {name: tuple(sorted({*c, getattr(default, name)})) for name, c in tried.items()}
 
 
 def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
@@ -248,7 +256,9 @@ def _affine(value: Expr, scale: Expr | None, bias: Expr | None) -> Expr:
 
 def _tensor_scale(output: Output, row: Expr) -> Expr | None:
     """The product of weight's and row's tensor scale, None if there is neither."""
-    factors = [buffer[row, 0] if by_row else buffer[0] for buffer, by_row in output.scales]
-    if not factors:
-        return None
-    return bound(factors[0] if len(factors) == 1 else factors[0] * factors[1])
+    of_row = None if output.row_scales is None else output.row_scales[row, 0]
+    of_weight = None if output.weight_scale is None else output.weight_scale[0]
+    if of_row is None or of_weight is None:
+        one = of_weight if of_row is None else of_row
+        return None if one is None else bound(one)
+    return bound(of_row * of_weight)

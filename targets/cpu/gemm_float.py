@@ -19,6 +19,7 @@ a single row instead.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -32,6 +33,7 @@ from lbcompiler.targets.cpu.float_weights import Decode, Dense
 from lbcompiler.targets.cpu.gemm import (
     SMALL_M,
     Body,
+    Choices,
     Config,
     EachTile,
     Output,
@@ -48,6 +50,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     bits_of,
     fma,
     kernel,
+    lanes_of,
     let,
     root_block,
     shift_right,
@@ -58,22 +61,27 @@ from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
 FEW_DEPTH = 32  # k's of a panel for few rows: it only has to outlast its task's rows
-STEP = 4  # k's that the innermost loop takes at a time
-AVX512_TILES = ((2, 3, 4, 6, 8, 12), (1, 2, 3, 4, 6))
-AVX512_DEFAULT = Config(rows=8, columns=3, depth=512, chunk=256, few_columns=4, small_columns=4)
-SHAPES = {
-    AVX512_BF16: AVX512_TILES,
-    AVX512_VNNI: AVX512_TILES,
-    AVX2: ((2, 4, 5, 6), (1, 2)),
-    GENERIC: ((1, 2, 4), (1, 2)),
+CHOICES = {
+    **dict.fromkeys(
+        (AVX512_BF16, AVX512_VNNI),
+        Choices(
+            (2, 3, 4, 6, 8, 12),
+            (1, 2, 3, 4, 6),
+            Config(rows=8, columns=3, depth=512, chunk=256, few_columns=4, small_columns=4),
+        ),
+    ),
+    AVX2: Choices(
+        (2, 4, 5, 6),
+        (1, 2),
+        Config(rows=5, columns=1, depth=256, chunk=60, few_columns=2, small_columns=2),
+    ),
+    GENERIC: Choices(
+        (1, 2, 4),
+        (1, 2),
+        Config(rows=2, columns=1, depth=256, chunk=64, few_columns=1, small_columns=1),
+    ),
 }
-DEFAULTS = {
-    AVX512_BF16: AVX512_DEFAULT,
-    AVX512_VNNI: AVX512_DEFAULT,
-    AVX2: Config(rows=5, columns=1, depth=256, chunk=60, few_columns=2, small_columns=2),
-    GENERIC: Config(rows=2, columns=1, depth=256, chunk=64, few_columns=1, small_columns=1),
-}
-_Read = Callable[[Expr, int], Expr]
+PAIRS_FEW_COLUMNS = 6  # of bfloat16 pairs, whose sums leave more of the time to decoding
 
 
 @dataclass(frozen=True)
@@ -91,12 +99,18 @@ class FloatGemm:
 
     def config(self, n: int, k: int) -> Config:
         """The default for a shape."""
-        default = DEFAULTS[self.isa]
-        return replace(default, few_columns=6) if self.takes_pairs else default
+        return self._choices.default
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
-        return space(SHAPES[self.isa], self.config(n, k), m, k)
+        return space(self._choices, m, k)
+
+    @property
+    def _choices(self) -> Choices:
+        choices = CHOICES[self.isa]
+        if not self.takes_pairs:
+            return choices
+        return replace(choices, default=replace(choices.default, few_columns=PAIRS_FEW_COLUMNS))
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -113,33 +127,37 @@ class FloatGemm:
 
     def _emit(self, n: int, k: int, bias: bool, epilogue: str, config: Config) -> None:
         m = tirx.Var("m", "int64")
-        pairs = self.act if self.takes_pairs else None
-        x = FloatRows.declare(m, k) if pairs is None else PairRows.declare(pairs, m, k)
-        scales = []
+        pairs = None
+        if self.act is not None and self.takes_pairs:
+            pairs = PairRows.declare(self.act, m, k)
+        x = FloatRows.declare(m, k) if pairs is None else pairs
+        row_scales = w_tensor_scale = None
         if self.act is not None and self.act.has_tensor_scale:
-            scales.append((T.arg("row_scales", T.buffer((m, 1), "float32")), True))
-        weights = self._weights(n, k)
+            row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
+        coded = None if self.weight is None else self._coded(self.weight, n, k)
+        weights = self._dense(n, k) if coded is None else coded
         if self.weight is not None and self.weight.has_tensor_scale:
-            scales.append((T.arg("w_tensor_scale", T.buffer((1,), "float32")), False))
+            w_tensor_scale = T.arg("w_tensor_scale", T.buffer((1,), "float32"))
         b = T.arg("bias", T.buffer((n,), "float32")) if bias else None
         y = T.arg("y", T.buffer((m, n), "float32"))
 
         def directly(place: Place) -> None:
-            _add_directly(self.isa, weights, x, place, k)
+            zero = tirx.const(0, "int64")
+            weights.emit(place.tile.columns, place.column, zero, k, partial(_add_outer, place, x))
 
         def one(_task: Task, each_tile: EachTile) -> None:
             each_tile(directly)
 
         def panels(depth: int) -> Body:
             def body(task: Task, each_tile: EachTile) -> None:
-                if isinstance(x, PairRows) and isinstance(weights, Decode):
-                    with T.If((x.unusual(task) | weights.unusual(task, k)) == 0):
-                        with T.Then():
-                            _emit_pairs(task, each_tile, weights, x, k, depth)
-                        with T.Else():
-                            each_tile(directly)
-                else:
-                    _emit_panels(self.isa, task, each_tile, weights, x, k, depth)
+                if pairs is None or coded is None:
+                    _emit_panels(task, each_tile, weights, x, k, depth)
+                    return
+                with T.If((pairs.unusual(task) | coded.unusual(task, k)) == 0):
+                    with T.Then():
+                        _emit_pairs(task, each_tile, coded, pairs, k, depth)
+                    with T.Else():
+                        each_tile(directly)
 
             return body
 
@@ -150,34 +168,22 @@ class FloatGemm:
         around: AbstractContextManager[None] = nullcontext()
         if pairs is not None:
             around = importing_dot_bf16()
+        output = Output(y, n, row_scales, w_tensor_scale, b, epilogue)
         with root_block(), around:
-            emit_gemm(self.isa, m, Output(y, n, tuple(scales), b, epilogue), ways)
+            emit_gemm(self.isa, m, output, ways)
 
-    def _weights(self, n: int, k: int) -> Decode | Dense:
-        if self.weight is None:
-            return Dense(self.isa, T.arg("w", T.buffer((tiles(n), k, COLUMNS), "float32")))
-        planes, w_scales = weight_arguments(self.weight, n, k, 1)
-        return Decode(self.isa, self.weight, planes, w_scales)
+    def _dense(self, n: int, k: int) -> Dense:
+        return Dense(self.isa, T.arg("w", T.buffer((tiles(n), k, COLUMNS), "float32")))
+
+    def _coded(self, fmt: BlockFormat, n: int, k: int) -> Decode:
+        planes, w_scales = weight_arguments(fmt, n, k, 1)
+        return Decode(self.isa, fmt, planes, w_scales)
 
 
 Activations = FloatRows | PairRows
 
 
-def _add_directly(isa: Isa, weights: Decode | Dense, x: Activations, place: Place, k: int) -> None:
-    """All of K, each weight decoded where it is used."""
-    zero = tirx.const(0, "int64")
-    if isinstance(weights, Dense):
-        _multiply(isa, place, x, zero, k, weights.reader(place.column))
-        return
-
-    def use(position: Expr, vectors: list[Expr]) -> None:
-        _add_outer(isa, place, x, position, vectors)
-
-    weights.emit(place.tile.columns, place.column, zero, k, use)
-
-
 def _emit_panels(
-    isa: Isa,
     task: Task,
     each_tile: EachTile,
     weights: Decode | Dense,
@@ -186,28 +192,12 @@ def _emit_panels(
     depth: int,
 ) -> None:
     """All of K in panels of float32, decoded once for the task."""
-    if isinstance(weights, Dense):
-        read_weights = weights.reader(task.column)
-
-        def emit_dense(first: Expr, count: int) -> None:
-            each_tile(lambda place: _multiply(isa, place, x, first, count, read_weights))
-
-        _each_panel(k, depth, emit_dense)
-        return
     depth = weights.whole(depth)
-    panel = T.alloc_buffer((min(depth, k), task.tile.columns * COLUMNS), "float32")
+    panel = weights.panel(task, min(depth, k))
 
     def emit(first: Expr, count: int) -> None:
-        def keep(position: Expr, vectors: list[Expr]) -> None:
-            for v, vector in enumerate(vectors):
-                lanes = at(v * isa.lanes, isa.lanes)
-                T.buffer_store(panel, vector, [position - first, lanes])
-
-        def read(position: Expr, v: int) -> Expr:
-            return panel[position - first, at(v * isa.lanes, isa.lanes)]
-
-        weights.emit(task.tile.columns, task.column, first, count, keep)
-        each_tile(lambda place: _multiply(isa, place, x, first, count, read))
+        panel.fill(first, count)
+        each_tile(lambda place: panel.each(first, count, partial(_add_outer, place, x)))
 
     _each_panel(k, depth, emit)
 
@@ -254,26 +244,11 @@ def _each_panel(k: int, depth: int, emit: Callable[[Expr, int], None]) -> None:
         emit(tirx.const(k // depth * depth, "int64"), k % depth)
 
 
-def _multiply(isa: Isa, place: Place, x: Activations, first: Expr, count: int, read: _Read) -> None:
-    """k's from `first` on, of columns that are float32 already: `read(position, vector)`."""
-
-    def step(start: Expr, count: int) -> None:
-        with T.unroll(count) as i:
-            position = start + i
-            vectors = [let(read(position, v)) for v in range(place.vectors(isa))]
-            _add_outer(isa, place, x, position, vectors)
-
-    if count // STEP:
-        with T.serial(count // STEP) as i:
-            step(let(first + i * STEP), STEP)
-    if count % STEP:
-        step(first + count // STEP * STEP, count % STEP)
-
-
-def _add_outer(isa: Isa, place: Place, x: Activations, k: Expr, vectors: list[Expr]) -> None:
+def _add_outer(place: Place, x: Activations, k: Expr, vectors: list[Expr]) -> None:
     """sums[r][v] += x[r, k] * vectors[v], one FMA each."""
+    lanes = lanes_of(vectors[0])
     for r in range(place.tile.rows):
-        value = let(splat(x.value(place.row + r, k), "float32", isa.lanes))
+        value = let(splat(x.value(place.row + r, k), "float32", lanes))
         for v, vector in enumerate(vectors):
-            slot = place.slot(isa, r, v)
+            slot = r * len(vectors) + v
             place.sums[slot] = fma(value, vector, place.sums[slot])

@@ -31,6 +31,7 @@ from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import decode
 from lbcompiler.targets.cpu.gemm import (
     SMALL_M,
+    Choices,
     Config,
     EachTile,
     Output,
@@ -49,19 +50,25 @@ from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
 HELD = 32  # k's whose weights are held in registers for few rows
-AVX512_TILES = ((3, 4, 6, 8, 12), (1, 2, 3, 4))
-AVX512_DEFAULT = Config(rows=4, columns=3, depth=512, chunk=256, few_columns=2, small_columns=1)
-SHAPES = {
-    AVX512_BF16: AVX512_TILES,
-    AVX512_VNNI: AVX512_TILES,
-    AVX2: ((2, 4, 6), (1, 2)),
-    GENERIC: ((1, 2, 4), (1, 2)),
-}
-DEFAULTS = {
-    AVX512_BF16: AVX512_DEFAULT,
-    AVX512_VNNI: AVX512_DEFAULT,
-    AVX2: Config(rows=4, columns=1, depth=512, chunk=64, few_columns=1, small_columns=1),
-    GENERIC: Config(rows=2, columns=1, depth=512, chunk=64, few_columns=1, small_columns=1),
+CHOICES = {
+    **dict.fromkeys(
+        (AVX512_BF16, AVX512_VNNI),
+        Choices(
+            (3, 4, 6, 8, 12),
+            (1, 2, 3, 4),
+            Config(rows=4, columns=3, depth=512, chunk=256, few_columns=2, small_columns=1),
+        ),
+    ),
+    AVX2: Choices(
+        (2, 4, 6),
+        (1, 2),
+        Config(rows=4, columns=1, depth=512, chunk=64, few_columns=1, small_columns=1),
+    ),
+    GENERIC: Choices(
+        (1, 2, 4),
+        (1, 2),
+        Config(rows=2, columns=1, depth=512, chunk=64, few_columns=1, small_columns=1),
+    ),
 }
 
 
@@ -95,11 +102,11 @@ class IntegerGemm:
 
     def config(self, n: int, k: int) -> Config:
         """The default for a shape."""
-        return DEFAULTS[self.isa]
+        return CHOICES[self.isa].default
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
-        return space(SHAPES[self.isa], DEFAULTS[self.isa], m, k)
+        return space(CHOICES[self.isa], m, k)
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -122,12 +129,12 @@ class IntegerGemm:
         a_scales = T.arg("a_scales", T.buffer((m, self.act.blocks(k)), "float32"))
         starts = T.arg("starts", T.buffer((m, blocks), "int32"))
         flags = T.arg("flags", T.buffer((m, 1), "int32")) if self.adds_exponents else None
-        scales = []
+        row_scales = w_tensor_scale = None
         if self.act.has_tensor_scale:
-            scales.append((T.arg("row_scales", T.buffer((m, 1), "float32")), True))
+            row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
         planes, w_scales = weight_arguments(self.weight, n, k, self.isa.k_group)
         if self.weight.has_tensor_scale:
-            scales.append((T.arg("w_tensor_scale", T.buffer((1,), "float32")), False))
+            w_tensor_scale = T.arg("w_tensor_scale", T.buffer((1,), "float32"))
         b = T.arg("bias", T.buffer((n,), "float32")) if bias else None
         y = T.arg("y", T.buffer((m, n), "float32"))
         activations = Activations(self.isa, self.act, self.block, a, a_scales, starts, flags)
@@ -154,7 +161,7 @@ class IntegerGemm:
             ways.append(Way(2, Tile(1, config.few_columns), SMALL_M, few))
             ways.append(Way(1, Tile(1, config.small_columns), 1, one))
         with root_block():
-            emit_gemm(self.isa, m, Output(y, n, tuple(scales), b, epilogue), ways)
+            emit_gemm(self.isa, m, Output(y, n, row_scales, w_tensor_scale, b, epilogue), ways)
 
 
 def _emit_held(
