@@ -5,23 +5,17 @@ convolution) and is reshaped afterwards, which costs nothing: an index made of d
 remainders would neither vectorize nor be understood.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import tvm
 from tvm import relax, sym, te, tirx, topi
 
 from lbcompiler.ir.ops import spatial
+from lbcompiler.targets.cpu import legalize_axis
 from lbcompiler.targets.cpu.append import append_kernel
 from lbcompiler.targets.cpu.hadamard import legalize_hadamard
+from lbcompiler.targets.cpu.legalization import Builder, Legalization, default, integers
 from lbcompiler.targets.cpu.schedule.expressions import Expr
-
-Builder = Any  # relax.BlockBuilder
-Legalization = Callable[[Builder, Any], Any]
-
-
-def _integers(values: Any) -> list[int]:
-    return [int(value) for value in values]
 
 
 def _four(padding: Sequence[int]) -> list[int]:
@@ -76,13 +70,13 @@ def _window_counts(
 
 def _window_attrs(call: Any) -> tuple[list[int], list[int], list[int]]:
     names = ("strides", "padding", "dilation")
-    strides, pads, dilation = (_integers(call.attrs[name]) for name in names)
+    strides, pads, dilation = (integers(call.attrs[name]) for name in names)
     return strides, pads, dilation
 
 
 def _im2col(builder: Builder, call: Any) -> Any:
     """(N, H, W, C) -> (N, OH, OW, kh, kw, C) -> (N, OH, OW, kh*kw*C)."""
-    kernel = _integers(call.attrs["kernel"])
+    kernel = integers(call.attrs["kernel"])
     strides, pads, dilation = _window_attrs(call)
 
     def windows(x: Any) -> Any:
@@ -162,7 +156,7 @@ def _convolution(
 
 
 def _legalize_convolution(builder: Builder, call: Any, padding: Sequence[int]) -> Any:
-    strides, dilation = _integers(call.attrs["strides"]), _integers(call.attrs["dilation"])
+    strides, dilation = integers(call.attrs["strides"]), integers(call.attrs["dilation"])
     groups = int(call.attrs["groups"])
 
     def convolution(x: Any, w: Any, bias: Any = None) -> Any:
@@ -176,21 +170,15 @@ def _legalize_convolution(builder: Builder, call: Any, padding: Sequence[int]) -
 
 
 def _conv(builder: Builder, call: Any) -> Any:
-    return _legalize_convolution(builder, call, _integers(call.attrs["padding"]))
+    return _legalize_convolution(builder, call, integers(call.attrs["padding"]))
 
 
 def _conv2d(builder: Builder, call: Any) -> Any:
     attrs = call.attrs
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
     if layouts != ("NCHW", "OIHW", "NCHW"):
-        return _default(call)(builder, call)
-    return _legalize_convolution(builder, call, _four(_integers(attrs.padding)))
-
-
-def _default(call: Any) -> Legalization:
-    """TVM's own legalization of an op."""
-    legalize: Legalization = tvm.ir.Op.get(call.op.name).get_attr("FLegalize")
-    return legalize
+        return default(call)(builder, call)
+    return _legalize_convolution(builder, call, _four(integers(attrs.padding)))
 
 
 def _conv2d_transpose(builder: Builder, call: Any) -> Any:
@@ -200,10 +188,10 @@ def _conv2d_transpose(builder: Builder, call: Any) -> Any:
     attrs = call.attrs
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
     plain = layouts == ("NCHW", "IOHW", "NCHW") and int(attrs.groups) == 1
-    if not plain or _integers(attrs.dilation) != [1, 1]:
-        return _default(call)(builder, call)
-    strides, pads = _integers(attrs.strides), _four(_integers(attrs.padding))
-    extra = _integers(attrs.output_padding)
+    if not plain or integers(attrs.dilation) != [1, 1]:
+        return default(call)(builder, call)
+    strides, pads = integers(attrs.strides), _four(integers(attrs.padding))
+    extra = integers(attrs.output_padding)
 
     def products(x: Any, w: Any) -> Any:
         n, depth, height, width = x.shape
@@ -250,7 +238,7 @@ def _group_norm(builder: Builder, call: Any) -> Any:
     attrs, shape = call.attrs, call.ty.shape.values
     axes = sorted(int(axis) % len(shape) for axis in attrs.axes)
     if int(attrs.channel_axis) != 1 or axes != list(range(2, len(shape))):
-        return _default(call)(builder, call)
+        return default(call)(builder, call)
     groups, epsilon = int(attrs.num_groups), float(attrs.epsilon)
     per_group = int(shape[1]) // groups
 
@@ -275,103 +263,10 @@ def _group_norm(builder: Builder, call: Any) -> Any:
     return relax.op.reshape(builder.emit(y), call.ty.shape)
 
 
-def _argument(is_max: bool) -> Legalization:
-    """argmax or argmin as two plain reductions: the extreme, then the first index that has it."""
-
-    def legalize(builder: Builder, call: Any) -> Any:
-        x = call.args[0]
-        if call.attrs.axis is None:
-            return _default(call)(builder, call)
-        rank = len(x.ty.shape.values)
-        axis = int(call.attrs.axis) % rank
-        keep = bool(call.attrs.keepdims)
-        out_dtype = str(call.ty.dtype)
-
-        def extreme_index(x: Any) -> Any:
-            extreme = (topi.max if is_max else topi.min)(x, axis=axis, keepdims=False)
-            k = te.reduce_axis((0, x.shape[axis]), "k")
-            extent = tirx.Cast(out_dtype, x.shape[axis])
-
-            def first(*at: Expr) -> Expr:
-                rest = [*at[:axis], *at[axis + (1 if keep else 0) :]]
-                element = x[(*rest[:axis], k, *rest[axis:])]
-                index = tirx.Cast(out_dtype, k.var)
-                here = tirx.Select(element == extreme[tuple(rest)], index, extent)
-                return te.min(here, axis=[k])
-
-            shape = [*x.shape[:axis], *([1] if keep else []), *x.shape[axis + 1 :]]
-            found = te.compute(shape, first, name="first")
-            last = extent - tirx.const(1, out_dtype)  # all NaN: some index that exists
-            return te.compute(shape, lambda *at: tirx.min(found(*at), last), name="index")
-
-        name = "argmax" if is_max else "argmin"
-        return builder.call_te(extreme_index, x, primfunc_name_hint=name)
-
-    return legalize
-
-
-def _scan(is_sum: bool) -> Legalization:
-    """cumsum, cumprod: a loop over one axis, in parallel over the others."""
-
-    def legalize(builder: Builder, call: Any) -> Any:
-        from lbcompiler.targets.cpu.scan import scan
-
-        x = call.args[0]
-        axis = None if call.attrs.axis is None else int(call.attrs.axis)
-        exclusive = bool(call.attrs.exclusive)
-        dtype = str(call.ty.dtype)
-        if axis is None:
-            x = builder.emit(relax.op.reshape(x, call.ty.shape))
-            axis = 0
-        axis %= len(call.ty.shape.values)
-        name = "cumsum" if is_sum else "cumprod"
-        return builder.call_te(
-            lambda x: scan(x, axis, dtype, is_sum, exclusive), x, primfunc_name_hint=name
-        )
-
-    return legalize
-
-
-def _strided_slice(builder: Builder, call: Any) -> Any:
-    """With negative axes counted from the end, which TVM's own does not understand."""
-    if not isinstance(call.args[1], relax.Tuple):
-        return _default(call)(builder, call)
-    rank = len(call.args[0].ty.shape.values)
-    axes = [tirx.IntImm("int64", int(axis) % rank) for axis in call.args[1].fields]
-    args = [call.args[0], relax.Tuple(axes), *call.args[2:]]
-    return _default(call)(builder, relax.Call(call.op, args, call.attrs, call.ty_args))
-
-
-def _sort(builder: Builder, call: Any) -> Any:
-    return builder.call_te(topi.sort, call.args[0], call.attrs.axis, not call.attrs.descending)
-
-
-def _argsort(builder: Builder, call: Any) -> Any:
-    return builder.call_te(
-        topi.argsort,
-        call.args[0],
-        axis=call.attrs.axis,
-        is_ascend=not call.attrs.descending,
-        dtype=str(call.attrs.dtype),
-    )
-
-
-def _topk(builder: Builder, call: Any) -> Any:
-    return builder.call_te(
-        topi.topk,
-        call.args[0],
-        k=int(call.attrs.k),
-        axis=call.attrs.axis,
-        ret_type=str(call.attrs.ret_type),
-        is_ascend=not call.attrs.largest,
-        dtype=str(call.attrs.dtype),
-    )
-
-
 def _append(builder: Builder, call: Any) -> Any:
     """A piece of the state's memory under its new shape, its last rows written by a kernel."""
     state, rows, shape = call.args
-    axes = _integers(call.attrs["axes"])
+    axes = integers(call.attrs["axes"])
     append = builder.add_func(append_kernel(rows.ty.shape.values, axes, rows.ty.dtype), "append")
     grown = builder.emit(relax.op.memory.view(state, shape))
     return relax.op.call_tir_inplace(append, [grown, rows], [0], call.ty)
@@ -400,14 +295,14 @@ LEGALIZATIONS: dict[str, Legalization] = {
     "relax.nn.conv2d": _conv2d,
     "relax.nn.conv2d_transpose": _conv2d_transpose,
     "relax.nn.group_norm": _group_norm,
-    "relax.argmax": _argument(is_max=True),
-    "relax.argmin": _argument(is_max=False),
-    "relax.cumsum": _scan(is_sum=True),
-    "relax.cumprod": _scan(is_sum=False),
-    "relax.sort": _sort,
-    "relax.argsort": _argsort,
-    "relax.topk": _topk,
-    "relax.strided_slice": _strided_slice,
+    "relax.argmax": legalize_axis.argument(is_max=True),
+    "relax.argmin": legalize_axis.argument(is_max=False),
+    "relax.cumsum": legalize_axis.accumulate(is_sum=True),
+    "relax.cumprod": legalize_axis.accumulate(is_sum=False),
+    "relax.sort": legalize_axis.sort,
+    "relax.argsort": legalize_axis.argsort,
+    "relax.topk": legalize_axis.topk,
+    "relax.strided_slice": legalize_axis.strided_slice,
     "relax.expand_dims": _view,
     "relax.squeeze": _view,
     "relax.flatten": _view,
