@@ -328,6 +328,7 @@ def bench(
     act_format: options.BenchActFormat = None,
     shape: options.BenchShape = None,
     target: options.BenchTarget = None,
+    tuning_db: options.BenchTuningDb = None,
     hot: options.Hot = False,
     against: options.Against = None,
     inputs: options.BenchInputs = None,
@@ -348,6 +349,7 @@ def bench(
         "act_format": act_format,
         "shape": [*(shape or ()), *(more or ())],
         "target": target,
+        "tuning_db": tuning_db,
         "hot": hot,
     }
     of_model: dict[str, Any] = {"against": against, "input": inputs, "profile": profile}

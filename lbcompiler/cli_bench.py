@@ -61,7 +61,7 @@ def gemm(rows: Sequence["GemmRow"], as_json: bool) -> None:
         )
         print_line(
             f"{shape(row.shape)} {row.format}: {quantize}{peak}, DRAM read {row.dram_gb_s:.1f} "
-            f"GB/s ({row.isa}, {_threads(row.threads)})"
+            f"GB/s ({row.isa}, config: {row.config_source}, {_threads(row.threads)})"
         )
 
 

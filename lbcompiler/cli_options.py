@@ -287,6 +287,16 @@ BenchShape = Annotated[
         rich_help_panel=OF_GEMM,
     ),
 ]
+BenchTuningDb = Annotated[
+    str | None,
+    typer.Option(
+        "--tuning-db",
+        metavar="FILE|URL",
+        help="Results of `lbc tune` for the kernels, as of `lbc compile`.",
+        show_default="those that are shipped",
+        rich_help_panel=OF_GEMM,
+    ),
+]
 BenchTarget = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,8 @@ import pytest
 
 from lbcompiler.bench import gemm, model_peers
 from lbcompiler.targets.cpu import ceilings
+from lbcompiler.targets.cpu.configs import Result, Table
+from lbcompiler.tuning.database import versions
 from tests.test_cli_flow import documented, has_fields_of, language_model, lbc, said
 
 
@@ -46,6 +48,19 @@ def test_gemm_table() -> None:
     assert "onnxruntime_dynamic_int8" in result.stdout
     assert "generic has no float32 peak that could be measured" in result.stdout
     assert "1 thread)" in result.stdout
+
+
+def test_gemm_takes_results_of_tuning(tmp_path: Path) -> None:
+    kernel = "integer_nvfp4_nvfp4_generic"
+    held = Result(kernel=kernel, shape=(2, 64, 48), config={"few_columns": 2}, ms=1, default_ms=2)
+    table = tmp_path / "t.json"
+    table.write_text(Table(processor="p", versions=versions(), results=(held,)).to_text())
+    common = ("bench", "gemm", "2x64x48", "--format", "nvfp4", "--target", "cpu:generic")
+    found = said(lbc(*common, "--tuning-db", table, "--rounds", 1, "--json"))
+    assert found["rows"][0]["config_source"] == str(table)
+    missing = lbc(*common, "--tuning-db", tmp_path / "gone.json")
+    assert missing.exit_code == 2
+    assert "gone.json" in missing.output
 
 
 def test_model_json(folder: Path) -> None:
@@ -97,6 +112,7 @@ def test_a_model_alone(folder: Path) -> None:
         (["m.lbc", "--hot"], "--hot is for `lbc bench gemm`"),
         (["m.lbc", "1x2x3"], "--shape is for `lbc bench gemm`"),
         (["m.lbc"], "is no artifact"),
+        (["m.lbc", "--tuning-db", "t.db"], "--tuning-db is for `lbc bench gemm`"),
         (["m.lbc", "--peers", "onnxruntime"], "say --against MODEL"),
         (["m.lbc", "--input", "x"], "is not NAME:SHAPE"),
         (["m.lbc", "--input", "x:1x?"], "has to give every size"),

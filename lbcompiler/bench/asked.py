@@ -11,6 +11,7 @@ from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets import target_named
 from lbcompiler.targets.cpu import tuned_for
+from lbcompiler.targets.cpu.configs import Source
 from lbcompiler.tuning.work import parse_shape as parse_linear
 
 FORMAT = "mxint8"
@@ -29,6 +30,7 @@ def gemm(
     act_format: str | None,
     shape: Sequence[str],
     target: str | None,
+    tuning_db: str | None,
     hot: bool,
     peers: str | None,
     threads: int | None,
@@ -41,7 +43,7 @@ def gemm(
         for name in _listed(format or FORMAT)
     ]
     target_named(configs[0].target)  # refuses what is none
-    isa, tuned = tuned_for(configs[0].target.partition(":")[2])
+    isa, tuned = tuned_for(configs[0].target.partition(":")[2], _results(tuning_db))
     return bench_gemm(
         [(config.weight_format, config.activation_format) for config in configs],
         [parse_linear(text) for item in shape or SHAPES for text in item.split(",")],
@@ -77,6 +79,14 @@ def model(
         with_profile=profile,
         progress=progress,
     )
+
+
+def _results(tuning_db: str | None) -> Sequence[Source]:
+    if tuning_db is None:
+        return ()
+    from lbcompiler.tuning.results import read_results  # needs packages that only tuning needs
+
+    return read_results(tuning_db).sources
 
 
 def _listed(text: str) -> list[str]:

@@ -44,6 +44,7 @@ class GemmRow:
     format: str
     act_format: str
     isa: str
+    config_source: str
     threads: int
     cold: bool
     ms: float
@@ -133,6 +134,7 @@ class _Bench:
             format=weight.name,
             act_format=WEIGHT_ONLY if act is None else act.name,
             isa=self.isa.name,
+            config_source=linear.config_source,
             threads=self.threads,
             cold=0 < cold <= linear.weight_bytes * linear.copies,
             ms=seconds * 1e3,

@@ -23,7 +23,8 @@ class TimedLinear:
     """`run` is the whole linear, `quantize` its first half (None: activations stay in float).
 
     `ceiling` names the bound of `ceilings.py` that its arithmetic has, `weight_bytes` what one run
-    reads of packed weights; as many `copies` of them take turns.
+    reads of packed weights; as many `copies` of them take turns. `config_source` names the tables
+    that the GEMM's config is from.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TimedLinear:
     weight_bytes: int
     copies: int
     ceiling: str
+    config_source: str
 
 
 def timed_linear(
@@ -56,7 +58,8 @@ def timed_linear(
     copies = cycle(
         [[tvm.runtime.tensor(np.roll(array, i, 0)) for array in packed] for i in range(count)]
     )
-    module = _compiled(kernel, act, k, n, tuned.choose(kernel, n, k).config)
+    chosen = tuned.choose(kernel, n, k)
+    module = _compiled(kernel, act, k, n, chosen.config)
     x = tvm.runtime.tensor(rng.standard_normal((m, k), np.float32))
     y = tvm.runtime.tensor(np.zeros((m, n), np.float32))
     operands, quantize = [x], None
@@ -77,7 +80,8 @@ def timed_linear(
             quantize()
         gemm(*operands, *next(copies), y)
 
-    return TimedLinear(kernel.name, run, quantize, nbytes, count, ceiling_of(kernel))
+    ceiling = ceiling_of(kernel)
+    return TimedLinear(kernel.name, run, quantize, nbytes, count, ceiling, chosen.source)
 
 
 def copies_of(nbytes: int, cold: int) -> int:
