@@ -44,6 +44,16 @@ HadamardSeed = Annotated[
         rich_help_panel=CALIBRATION,
     ),
 ]
+Smooth = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|off",
+        help="Even out the channels of inputs (SmoothQuant, Outlier Suppression+) where measuring "
+        "says that it helps.",
+        show_default="off",
+        rich_help_panel=CALIBRATION,
+    ),
+]
 CalibrationData = Annotated[
     str | None,
     typer.Option(
@@ -112,9 +122,8 @@ MaxLatency = Annotated[
 Sensitivity = Annotated[
     str | None,
     typer.Option(
-        metavar="model|output|fisher",
-        help="How a layer's share of the damage is measured: on the model's output, on its own "
-        "output, or by gradients (torch).",
+        metavar="model|output",
+        help="How a layer's share of the damage is measured: on the model's output, or on its own.",
         show_default="model",
         rich_help_panel=CHOICE,
     ),

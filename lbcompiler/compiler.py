@@ -50,6 +50,7 @@ from lbcompiler.passes import (
     ApplyDecisions,
     LiftWeights,
     SelectFormats,
+    Smooth,
     quantize,
 )
 from lbcompiler.passes.apply_decisions import Decision
@@ -89,6 +90,7 @@ def compile(
     sensitivity: str | None = None,
     hadamard: str | int | None = None,
     hadamard_seed: int | None = None,
+    smooth: str | None = None,
     calibration: str | None = None,
     calibration_data: Any = None,
     calibration_samples: int | None = None,
@@ -137,6 +139,7 @@ def compile(
         "sensitivity": sensitivity,
         "hadamard": hadamard,
         "hadamard_seed": hadamard_seed,
+        "smooth": smooth,
         "calibration": calibration,
         "calibration_data": _said(calibration_data),
         "calibration_samples": calibration_samples,
@@ -252,6 +255,7 @@ def _lower(
 ) -> Model:
     decisions = _unmeasured(model, config) if decided is None else decided.decisions
     passes: tuple[Pass, ...] = (
+        Smooth({} if decided is None else decided.smoothings),
         ApplyDecisions(decisions),
         *quantize(
             QUANTIZERS[config.quantizer].quantize, None if decided is None else decided.weights

@@ -109,9 +109,10 @@ class CompileConfig(BaseModel):
     max_kl: PositiveFloat | None = None  # nats a token
     min_qsnr: float | None = None  # dB, of the worst output
     max_latency: float | None = Field(None, ge=1)  # times that of the fastest formats' kernels
-    sensitivity: Literal["output", "model", "fisher"] = "model"
+    sensitivity: Literal["output", "model"] = "model"
     hadamard: Literal["auto", "off"] | int | None = None  # None: auto with a quantizer that rotates
     hadamard_seed: NonNegativeInt | None = None  # random signs; None: no signs
+    smooth: Literal["auto", "off"] = "off"
     calibration: Literal["random"] | None = None
     calibration_data: str | None = None
     calibration_samples: PositiveInt | None = None
@@ -208,6 +209,7 @@ class CompileConfig(BaseModel):
         return (
             self.budget is not None
             or QUANTIZERS[self.quantizer].needs_hessian
+            or self.smooth == "auto"
             or (self.rotates and not isinstance(self.hadamard, int))
             or self.calibration is not None
             or self.calibration_data is not None

@@ -28,7 +28,7 @@ RANDOM = "random"
 RANDOM_SAMPLES = 16
 RANDOM_EXTENT = 64  # of a dynamic dimension, where its bounds allow it
 EVERY = 8
-VALUES_AT_ONCE = 1024  # of the first input: two texts of 512 tokens, or one picture
+VALUES_AT_ONCE = 512  # of the first input: a text of 512 tokens, or a picture
 
 
 @dataclass(frozen=True)

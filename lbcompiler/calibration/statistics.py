@@ -13,7 +13,8 @@ import numpy as np
 from lbcompiler.ir.model import Array
 
 CREST_BLOCKS = (16, 32)
-CREST_EDGES = np.linspace(1.0, 6.0, 51)  # a block of 32 has at most sqrt(32) = 5.66
+CREST_BINS_A_UNIT = 10
+CREST_EDGES = np.linspace(1.0, 6.0, 5 * CREST_BINS_A_UNIT + 1)  # sqrt(32) = 5.66 is the most
 _TINY = 1e-30
 
 
@@ -97,9 +98,9 @@ class InputStatistics:
             blocks = magnitude[:, :whole].reshape(-1, block)
             rms = np.sqrt(np.einsum("ij,ij->i", blocks, blocks) / block)
             crest = (blocks.max(axis=1) / np.maximum(rms, _TINY))[rms > 0]
-            self.crest[i] += np.bincount(
-                np.searchsorted(CREST_EDGES, crest, "right"), minlength=len(CREST_EDGES) + 1
-            )
+            bins = ((crest - CREST_EDGES[0]) * CREST_BINS_A_UNIT).astype(np.int32) + 1
+            np.clip(bins, 0, len(CREST_EDGES), out=bins)
+            self.crest[i] += np.bincount(bins, minlength=len(CREST_EDGES) + 1)
             self.sums[1 + i] += float(crest.sum(dtype=np.float64))
 
     @property

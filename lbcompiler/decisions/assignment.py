@@ -6,7 +6,10 @@
 Solved by HiGHS through `scipy.optimize.milp`. Cost and load may be anything that adds up: errors,
 bits, seconds."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
@@ -36,20 +39,35 @@ def assign(costs: Table, loads: Table, limit: float) -> list[int] | None:
     scale = max(np.abs(cost).max(), 1e-300)
     tie = GAP * load / max(load.max(), 1e-300) / max(1, len(sizes))
     one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    found = milp(
-        cost / scale + tie,
-        integrality=np.ones(len(cost)),
-        bounds=Bounds(0, allowed.astype(float)),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(load[None], -np.inf, limit + ROUNDING * abs(limit)),
-        ],
-        options={"mip_rel_gap": GAP},
-    )
+    with _silent_stdout():
+        found = milp(
+            cost / scale + tie,
+            integrality=np.ones(len(cost)),
+            bounds=Bounds(0, allowed.astype(float)),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(load[None], -np.inf, limit + ROUNDING * abs(limit)),
+            ],
+            options={"mip_rel_gap": GAP},
+        )
     if found.x is None:
         return None
     chosen = np.split(found.x, np.cumsum(sizes)[:-1])
     return [int(row.argmax()) for row in chosen]
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """HiGHS notes some of its steps on the process's stdout, which is where --json goes."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def total(table: Table, chosen: Sequence[int]) -> float:

@@ -1,6 +1,7 @@
 """Measure, then decide: calibration data -> what becomes of every linear, and why.
 
     statistics of every group's input      one pass of the float model
+    smoothing, where it is asked for       the statistics are then taken once more
     candidates: each group in each format  groups in parallel, judged on their own outputs
     sensitivity of the model to each       the model's output with only that group quantized
     a plan within the budget               the exact program, then the whole model
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,16 +30,21 @@ from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
 from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
+from lbcompiler.decisions.smooth import smoothings
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
-from lbcompiler.formats import Quantized
+from lbcompiler.formats import Quantized, format_named
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.smoothing import Smoothing
 from lbcompiler.passes.apply_decisions import Decision
-from lbcompiler.pipeline import Progress
+from lbcompiler.passes.smooth import Smooth
+from lbcompiler.pipeline import Progress, run
 from lbcompiler.quantizers import QUANTIZERS
+from lbcompiler.smoothing import Rounding
 
-JUDGED = 2  # batches that the whole model is measured on
+JUDGED = 4  # batches that plans are measured on
+SENSED = 1  # of them, for the many measurements of one group alone
 ROTATIONS = (16, 32, 64, 128)  # tried by `--hadamard auto`
 WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a Hessian to weigh by
 ACT_RULES = ("absmax", "four_over_six", "rceil")
@@ -61,6 +67,7 @@ class Decided:
     decisions: Mapping[str, Decision]
     weights: Mapping[str, Callable[[], Quantized]]
     effective_bits: float
+    smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
     divergence: Divergence | None = None
     pareto: tuple[ParetoPoint, ...] = ()
 
@@ -128,9 +135,14 @@ class _Decider:
         self.options = _options(config)
         formats = [name for name in config.candidates if name != FLOAT_CANDIDATE]
         self.pairs = [(name, config.act_format or name) for name in formats]
-        key = [samples.fingerprint, samples.count, asdict(self.options), sorted(chosen)]
-        self.store = CandidateStore(state, f"candidates-{_digest(key)}", config.act_format or "")
-        self.statistics_name = f"statistics-{_digest([samples.fingerprint, samples.count])}"
+        self.data_key: list[Any] = [samples.fingerprint, samples.count]
+        self.key = [*self.data_key, asdict(self.options), sorted(chosen), config.smooth]
+        if config.smooth == "auto":
+            self.key.append(self.pairs[0])
+        self.store = CandidateStore(
+            state, f"candidates-{_digest(self.key)}", config.act_format or ""
+        )
+        self.smoothings: dict[str, Smoothing] = {}
 
     def _check_rotation(self) -> None:
         size = self.config.hadamard
@@ -144,14 +156,31 @@ class _Decider:
             )
 
     def decided(self) -> Decided:
-        statistics = collect(
-            self.simulator, self.learn, self.state, self.statistics_name, progress=self.progress
-        )
+        statistics = self._statistics(self.data_key)
+        if self.config.smooth == "auto":
+            statistics = self._smoothed(statistics)
         solutions = self._candidates(statistics)
         if self.config.budget is None and len(self.pairs) == 1:
             chosen = {group: options[0] for group, options in solutions.items()}
             return self._result({g: Option(s, bits_of(s), 0.0, 0.0) for g, s in chosen.items()})
         return self._planned(solutions)
+
+    def _statistics(self, key: list[Any]) -> Statistics:
+        name = f"statistics-{_digest(key)}"
+        return collect(self.simulator, self.learn, self.state, name, progress=self.progress)
+
+    def _smoothed(self, statistics: Statistics) -> Statistics:
+        """The model smoothed where it helps, and what its linears read then."""
+        weight, act = self.pairs[0]
+        rounding = Rounding(format_named(weight), None if act == WEIGHT_ONLY else format_named(act))
+        name = f"smoothing-{_digest(self.key)}"
+        self.smoothings = smoothings(
+            self.simulator, self.parts, statistics, rounding, self.state, name, self.progress
+        )
+        if not self.smoothings:
+            return statistics
+        self.simulator = Simulator(run((Smooth(self.smoothings),), self.simulator.model))
+        return self._statistics([*self.key, "smoothed"])
 
     def _candidates(self, statistics: Statistics) -> Solutions:
         def problem(group: str) -> GroupProblem:
@@ -180,7 +209,8 @@ class _Decider:
             self.store.weights,
             self.config.hadamard_seed,
         )
-        table = self._table(solutions, self._sensitivities(solutions, measurement), what)
+        sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
+        table = self._table(solutions, sensitivities, what)
         planner = Planner(table, self._told(measurement.plan))
         plan = _planned(planner, what, limit)
         picked = {
@@ -269,6 +299,7 @@ class _Decider:
             decisions,
             weights,
             bits / sum(elements.values()),
+            self.smoothings,
             None if plan is None else plan.divergence,
             tuple(self._point(p) for p in front),
         )

@@ -6,6 +6,7 @@ Errors of layers do not add up exactly, so a plan is believed only once it was m
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +86,12 @@ class Measurement:
         self._parts, self._weights, self._seed = parts, weights, seed
         self._float = float_linears(simulator)
         self._references = [self._reference(feeds) for feeds in self._feeds]
+
+    def first(self, count: int) -> "Measurement":
+        """The same on the first batches only."""
+        fewer = copy(self)
+        fewer._feeds, fewer._references = self._feeds[:count], self._references[:count]
+        return fewer
 
     def plan(self, chosen: Mapping[str, Solution]) -> Divergence:
         """The model with the chosen groups quantized, all others in float."""

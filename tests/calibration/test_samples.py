@@ -25,7 +25,7 @@ def saved(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def test_small_samples_go_together(tmp_path: Path) -> None:
-    path = saved(tmp_path / "c.npz", input_ids=np.zeros((9, 512), np.int64))
+    path = saved(tmp_path / "c.npz", input_ids=np.zeros((9, 200), np.int64))
     found = read_samples(path, IDS, DIMS)
     assert [len(b["input_ids"]) for b in found] == [2, 2, 2, 2, 1]
     assert found.count == 5

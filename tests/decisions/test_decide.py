@@ -1,0 +1,144 @@
+"""From calibration data to an artifact, on the model beside the tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lbcompiler
+from lbcompiler.decisions.work import Work
+from lbcompiler.errors import ArtifactError, ConfigError, InputError
+from lbcompiler.formats import FORMATS
+
+MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
+FORMATS_TRIED = ("nvfp4", "nvint4", "mxint8")
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("measured") / "state"
+
+
+def compiled(state: Path | None, **said: object):
+    given = {"calibration_data": CALIBRATION, "exclude": "head", "hadamard": "auto"} | said
+    return lbcompiler.compile(MODEL, "cpu", work=Work(state, jobs=1), **given)
+
+
+def test_a_budget_of_bits_is_kept_and_beats_the_uniform_plans(state: Path) -> None:
+    artifact = compiled(state, formats=FORMATS_TRIED, effective_bits=6.0)
+    manifest = artifact.manifest
+    assert manifest.effective_bits is not None
+    assert manifest.effective_bits <= 6.0
+    decided = [layer for layer in manifest.layers if layer.requested == "auto"]
+    assert {layer.realized for layer in decided} <= set(FORMATS_TRIED)
+    assert len({layer.realized for layer in decided}) > 1
+    assert all("output error" in layer.reason for layer in decided)
+    elements = np.array([np.prod(layer.shape) for layer in decided])
+    bits = np.array([FORMATS[layer.realized].bits_per_element for layer in decided])
+    assert (elements * bits).sum() / elements.sum() == pytest.approx(manifest.effective_bits)
+    points = manifest.pareto
+    assert [p.effective_bits for p in points] == sorted(p.effective_bits for p in points)
+    kls = [p.kl for p in points if p.kl is not None]
+    assert kls == sorted(kls, reverse=True)
+
+
+def test_layers_that_run_together_have_one_format(state: Path) -> None:
+    manifest = compiled(state, formats=FORMATS_TRIED, effective_bits=5.5).manifest
+    formats = {layer.name: layer.realized for layer in manifest.layers}
+    for block in range(4):
+        parts = [formats[f"layers.{block}.attention.{n}"] for n in ("query", "key", "value")]
+        assert len(set(parts)) == 1
+        assert formats[f"layers.{block}.gate"] == formats[f"layers.{block}.up"]
+
+
+def test_a_second_run_measures_nothing_again(state: Path) -> None:
+    compiled(state, formats=FORMATS_TRIED, effective_bits=6.0)
+    stages: set[tuple[str, int]] = set()
+    compiled(
+        state,
+        formats=FORMATS_TRIED,
+        max_kl=0.01,
+        progress=lambda stage, done, total: stages.add((stage, total - done)),
+    )
+    for stage in ("quantize", "sensitivity"):
+        assert {left for name, left in stages if name == stage and left > 1} == set()
+
+
+def test_a_budget_of_kl_is_measured(state: Path) -> None:
+    manifest = compiled(state, formats=FORMATS_TRIED, max_kl=0.01).manifest
+    wider = compiled(state, formats=FORMATS_TRIED, max_kl=0.001).manifest
+    assert manifest.effective_bits < wider.effective_bits
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"effective_bits": 4.0}, r"least that these formats can do is 4\.5"),
+        ({"max_kl": 1e-9}, "best of them gives"),
+        ({"min_qsnr": 120.0}, "wider formats"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_says_what_can(
+    state: Path, budget: dict[str, float], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compiled(state, formats=FORMATS_TRIED, **budget)
+
+
+def test_a_state_of_another_model_is_refused(state: Path) -> None:
+    compiled(state, format="mxint8")
+    with pytest.raises(ArtifactError, match="another inputs"):
+        compiled(state, format="mxint8", inputs={"input_ids": "1x32"})
+
+
+def test_deciding_needs_data() -> None:
+    with pytest.raises(ConfigError, match="--calibration random"):
+        compiled(None, calibration_data=None, effective_bits=6.0)
+
+
+def test_random_data_only_when_said() -> None:
+    artifact = compiled(None, calibration_data=None, calibration="random", format="nvint4")
+    assert any(layer.hadamard for layer in artifact.manifest.layers)
+
+
+def test_wrong_data_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", tokens=np.zeros((2, 8), np.int64))
+    with pytest.raises(InputError, match="input_ids"):
+        compiled(None, calibration_data=str(tmp_path / "c.npz"))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    def stop(stage: str, done: int, _total: int) -> None:
+        if stage == "quantize" and done == 5:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        compiled(tmp_path / "s", format="nvfp4", quantizer="gptq", progress=stop)
+    begun: list[int] = []
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "quantize" and total > 1:
+            begun.append(done)
+
+    resumed = compiled(tmp_path / "s", format="nvfp4", quantizer="gptq", progress=note)
+    assert begun[0] == 5
+    whole = compiled(None, format="nvfp4", quantizer="gptq")
+    ours, theirs = resumed.load(), whole.load()
+    ids = np.load(CALIBRATION)["input_ids"][:1]
+    np.testing.assert_array_equal(ours(input_ids=ids)["logits"], theirs(input_ids=ids)["logits"])
+
+
+def feeds() -> Iterator[dict[str, np.ndarray]]:
+    ids = np.load(CALIBRATION)["input_ids"]
+    return ({"input_ids": row[None]} for row in ids[:6])
+
+
+def test_feeds_may_come_from_an_iterator() -> None:
+    artifact = compiled(None, calibration_data=feeds(), format="nvint4", smooth="auto")
+    assert artifact.manifest.config["calibration_data"] == "an iterator (generator)"
+    assert any(layer.smoothing for layer in artifact.manifest.layers)
