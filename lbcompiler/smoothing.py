@@ -38,12 +38,12 @@ class Rounding:
     act_rule: str | None = None
 
     def weight(self, values: Floats) -> Floats:
-        return self.fmt.dequantize(self.fmt.quantize(values, self.rule))
+        return self.fmt.rounded(values, self.rule)
 
     def activation(self, x: Floats) -> Floats:
         if self.act_fmt is None:
             return x
-        return self.act_fmt.dequantize(self.act_fmt.quantize(x, self.act_rule, per_row=True))
+        return self.act_fmt.rounded(x, self.act_rule, per_row=True)
 
 
 def search(

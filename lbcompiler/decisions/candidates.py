@@ -182,13 +182,8 @@ class _Search:
             return sample
         key = (choice.hadamard, choice.act_rule)
         if key not in self.rounded:
-            self.rounded[key] = round_rows(sample, self.act, choice.act_rule)
+            self.rounded[key] = self.act.rounded(sample, choice.act_rule, per_row=True)
         return self.rounded[key]
-
-
-def round_rows(x: Array, fmt: BlockFormat, rule: str) -> Array:
-    """x (.., K) rounded to the format as a kernel does it on the fly: a tensor scale a row."""
-    return fmt.dequantize(fmt.quantize(x, rule, per_row=True))
 
 
 def relative_error(reference: Array, y: Array) -> float:

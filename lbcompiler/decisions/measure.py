@@ -15,7 +15,7 @@ from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Linears, Run, Simulator, dense, float_linears
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.data import Feeds
-from lbcompiler.decisions.candidates import Choice, Solution, round_rows
+from lbcompiler.decisions.candidates import Choice, Solution
 from lbcompiler.formats import Quantized, format_named
 from lbcompiler.ir.model import Array
 from lbcompiler.ir.rotation import Rotation
@@ -186,7 +186,7 @@ def as_read(x: Array, choice: Choice, seed: int | None) -> Array:
         x = Rotation(choice.hadamard, seed).apply(x)
     if choice.act_format == WEIGHT_ONLY:
         return x
-    return round_rows(x, format_named(choice.act_format), choice.act_rule)
+    return format_named(choice.act_format).rounded(x, choice.act_rule, per_row=True)
 
 
 def _probabilities(logits: Array) -> tuple[Array, Array]:

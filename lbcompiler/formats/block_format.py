@@ -113,6 +113,10 @@ class BlockFormat:
             g = g.reshape((*rows_shape, 1) if per_row else ())
         return Quantized(codes.reshape(x.shape), scales.reshape(*rows_shape, self.blocks(k)), g)
 
+    def rounded(self, x: NDArray[Any], rule: str | None = None, *, per_row: bool = False) -> Floats:
+        """x (..., K) as it is read back: what quantizing leaves of it, float32."""
+        return self.dequantize(self.quantize(x, rule, per_row=per_row))
+
     def dequantize(self, q: Quantized) -> Floats:
         """float32 shaped like the codes."""
         *rows_shape, k = q.codes.shape

@@ -30,15 +30,13 @@ class Quantization:
         """(N, K) -> the same after rounding, float32; one tensor scale for all."""
         if self.format == "none":
             return w
-        fmt = format_named(self.format)
-        return fmt.dequantize(fmt.quantize(w, self.scale_rule))
+        return format_named(self.format).rounded(w, self.scale_rule)
 
     def activation(self, x: Array) -> Array:
         """(..., K) -> the same after rounding, float32; a tensor scale of its own for each row."""
         if self.act_format == "none":
             return x
-        fmt = format_named(self.act_format)
-        return fmt.dequantize(fmt.quantize(x, self.act_scale_rule, per_row=True))
+        return format_named(self.act_format).rounded(x, self.act_scale_rule, per_row=True)
 
 
 class Following(dict[str, Array]):

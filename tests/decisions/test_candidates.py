@@ -8,7 +8,6 @@ from lbcompiler.decisions.candidates import (
     GroupProblem,
     Options,
     relative_error,
-    round_rows,
     solve,
 )
 from lbcompiler.formats import format_named
@@ -72,7 +71,7 @@ def test_the_error_is_that_of_the_layer_as_it_will_run() -> None:
     x = problem.sample
     if choice.hadamard:
         x = Rotation(choice.hadamard).apply(x)
-    y = round_rows(x, fmt, choice.act_rule) @ fmt.dequantize(found.weights[0]).T
+    y = fmt.rounded(x, choice.act_rule, per_row=True) @ fmt.dequantize(found.weights[0]).T
     assert found.error == relative_error(problem.sample @ problem.weights[0].T, y)
 
 
