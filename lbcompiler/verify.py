@@ -153,15 +153,16 @@ def token_inputs(feeds: Feeds, output: Array) -> tuple[Array, Array | None] | No
     """(ids, mask) where `output` is logits (batch, length, V) over an input `*input_ids`."""
     if output.ndim != 3 or output.dtype.kind != "f":
         return None
-    ids = _token_input(feeds, "input_ids", output)
+    ids = token_input(feeds, "input_ids", output.shape[:2])
     if ids is None or ids.dtype != np.int64 or ids.min() < 0 or ids.max() >= output.shape[-1]:
         return None
-    return ids, _token_input(feeds, "attention_mask", output)
+    return ids, token_input(feeds, "attention_mask", output.shape[:2])
 
 
-def _token_input(feeds: Feeds, ending: str, output: Array) -> Array | None:
+def token_input(feeds: Feeds, ending: str, shape: tuple[int, ...]) -> Array | None:
+    """The input `*ending` that has a value for each token of that shape, if there is one."""
     fitting = (x for name, x in feeds.items() if name.endswith(ending))
-    return next((x for x in fitting if x.shape == output.shape[:2] and x.size), None)
+    return next((x for x in fitting if x.shape == shape and x.size), None)
 
 
 def _paired(what: str, ours: Sequence[str], theirs: Sequence[str], path: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from lbcompiler.data import Feeds
 from lbcompiler.errors import InputError
 from lbcompiler.ir.model import Array
 from lbcompiler.pipeline import Progress, silent
+from lbcompiler.verify import token_input
 
 SAMPLE_ROWS = 512  # held back to judge by
 ROWS_A_BATCH = 16  # of them, where nobody knows how many batches there are
@@ -77,16 +78,11 @@ def _observe(
     for group in simulator.groups:
         x, statistics = simulator.reach(run), found[group.name]
         if statistics.batches == index:
-            statistics.add(x, _seen(feeds, x.shape[:-1]), held_back, draw)
+            mask = token_input(feeds, "attention_mask", x.shape[:-1])  # false where it is padding
+            seen = None if mask is None else mask.astype(bool)
+            statistics.add(x, seen, held_back, draw)
         if group is not simulator.groups[-1]:
             simulator.finish(run, compute(group, x))
-
-
-def _seen(feeds: Feeds, shape: tuple[int, ...]) -> Array | None:
-    """Which tokens are no padding, where an input says so."""
-    masks = (a for name, a in feeds.items() if name.endswith("attention_mask"))
-    mask = next((a for a in masks if a.shape == shape), None)
-    return None if mask is None else mask.astype(bool)
 
 
 def _check(groups: Sequence[Group], found: Statistics, source: str) -> None:

@@ -104,12 +104,6 @@ def split(module: Any) -> Split:
     return Split(written.module, segments, stages, tuple(main.params), results)
 
 
-def groups_of(module: Any) -> tuple[Group, ...]:
-    """The groups of `main`, in the order in which they run."""
-    main = module["main"]
-    return tuple(stage.group for stage in _stages(main, {b.var: b.value for b in bindings(main)}))
-
-
 def _stages(main: Any, known: dict[Any, Any]) -> tuple[Stage, ...]:
     found: dict[Any, list[Linear]] = {}
     for binding in bindings(main):

@@ -16,6 +16,8 @@ from lbcompiler.formats.elements import Floats
 from lbcompiler.quantizers.problem import Problem
 
 MEND = "collect the calibration statistics again"
+Indices = NDArray[np.intp]
+
 DAMPING = (0.01, 0.1, 1.0)  # times the mean of the diagonal; the next where one is not enough
 ASYMMETRY = 1e-3  # of the largest entry: what sums in another order may differ by
 
@@ -31,6 +33,11 @@ class Curvature:
     @property
     def importance(self) -> Floats:
         return np.diagonal(self.hessian).astype(np.float32)
+
+    @property
+    def order(self) -> Indices:
+        """(K,): the columns, those of large mean square first."""
+        return np.argsort(-self.importance, kind="stable")
 
 
 def curvature(problem: Problem, method: str) -> Curvature:

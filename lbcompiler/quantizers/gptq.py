@@ -14,7 +14,7 @@ import numpy as np
 
 from lbcompiler.formats import Quantized
 from lbcompiler.formats.elements import Floats
-from lbcompiler.quantizers.curvature import Curvature, curvature
+from lbcompiler.quantizers.curvature import Curvature, Indices, curvature
 from lbcompiler.quantizers.grid import Grid
 from lbcompiler.quantizers.problem import Problem
 
@@ -22,15 +22,14 @@ COLUMNS = 128  # whose feedback from all columns before them is one matrix produ
 
 
 def gptq(problem: Problem) -> Quantized:
-    """Scales by the problem's rule; one that searches weighs errors by the Hessian's diagonal."""
+    """(N, K) float32 -> its codes under the scales of the problem's rule."""
     curved = curvature(problem, "gptq")
-    scaled = problem.fmt.quantize(curved.target, problem.rule, importance=curved.importance)
-    return compensated(curved, Grid.of(scaled, problem.fmt))
+    return compensated(curved, Grid.under(curved, problem))
 
 
 def compensated(curved: Curvature, grid: Grid) -> Quantized:
     """The codes that GPTQ gives under the grid's scales."""
-    order = np.argsort(-curved.importance, kind="stable")
+    order = curved.order
     feedback = feedback_of(curved, order)
     element, k = grid.fmt.element, len(order)
     wanted = np.ascontiguousarray(curved.target.T[order])  # (K, N): a column of W is a row here
@@ -44,12 +43,10 @@ def compensated(curved: Curvature, grid: Grid) -> Quantized:
                 carry = carried[j - start] + feedback[j, start:j] @ errors[start:j]
                 values[j] = element.round((wanted[j] + carry) / steps[j])
                 errors[j] = wanted[j] - values[j] * steps[j]
-    original = np.empty_like(values)
-    original[order] = values
-    return grid.encode(np.ascontiguousarray(original.T))
+    return grid.encode_columns(values, order)
 
 
-def feedback_of(curved: Curvature, order: np.ndarray) -> Floats:
+def feedback_of(curved: Curvature, order: Indices) -> Floats:
     """(K, K) float32: R_ij / R_jj in row j and column i < j, in the order of rounding."""
     last_first = order[::-1]
     lower = np.linalg.cholesky(curved.hessian[np.ix_(last_first, last_first)])

@@ -6,6 +6,8 @@ import numpy as np
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
 from lbcompiler.formats.elements import Floats
+from lbcompiler.quantizers.curvature import Curvature, Indices
+from lbcompiler.quantizers.problem import Problem
 
 NEVER = np.float32(2.0**120)  # the step of a block of zeros: all rounds to zero under it
 
@@ -32,6 +34,21 @@ class Grid:
             steps *= scaled.tensor_scale
         steps[empty] = NEVER
         return cls(fmt, scaled, np.repeat(steps, fmt.block, axis=1)[:, :k])
+
+    @classmethod
+    def under(cls, curved: Curvature, problem: Problem) -> "Grid":
+        """The grid under the scales of the best real weight, by the problem's rule; one that
+        searches weighs errors by the Hessian's diagonal.
+        """
+        fmt = problem.fmt
+        scaled = fmt.quantize(curved.target, problem.rule, importance=curved.importance)
+        return cls.of(scaled, fmt)
+
+    def encode_columns(self, values: Floats, order: Indices) -> Quantized:
+        """`encode` of (K, N), column order[i] of the weight in row i."""
+        original = np.empty_like(values)
+        original[order] = values
+        return self.encode(np.ascontiguousarray(original.T))
 
     def encode(self, values: Floats) -> Quantized:
         """`values` (N, K) in units of the steps, each one an element's value."""

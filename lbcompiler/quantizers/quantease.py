@@ -22,15 +22,14 @@ COLUMNS = 64  # whose steps reach all columns behind them in one matrix product
 
 
 def quantease(problem: Problem) -> Quantized:
-    """Scales by the problem's rule; one that searches weighs errors by the Hessian's diagonal."""
+    """(N, K) float32 -> its codes under the scales of the problem's rule."""
     curved = curvature(problem, "quantease")
-    scaled = problem.fmt.quantize(curved.target, problem.rule, importance=curved.importance)
-    return descended(curved, Grid.of(scaled, problem.fmt))
+    return descended(curved, Grid.under(curved, problem))
 
 
 def descended(curved: Curvature, grid: Grid) -> Quantized:
     """The best codes under the grid's scales that the sweeps come by."""
-    order = np.argsort(-curved.importance, kind="stable")
+    order = curved.order
     hessian = np.ascontiguousarray(curved.hessian[np.ix_(order, order)], np.float32)
     target = np.ascontiguousarray(curved.target.T[order])  # (K, N): a column of W is a row here
     steps = np.ascontiguousarray(grid.steps.T[order])
@@ -48,9 +47,7 @@ def descended(curved: Curvature, grid: Grid) -> Quantized:
                 best, least = grid.fmt.element.round(held / steps), objective
             elif sweep % RELAXED == 1 and objective == least:
                 break  # nothing moves any more
-    original = np.empty_like(best)
-    original[order] = best
-    return grid.encode(np.ascontiguousarray(original.T))
+    return grid.encode_columns(best, order)
 
 
 def _sweep(hessian: Floats, target: Floats, held: Floats, steps: Floats | None, grid: Grid) -> None:
