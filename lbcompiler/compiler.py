@@ -36,10 +36,11 @@ from lbcompiler.artifact import (
     new_folder,
 )
 from lbcompiler.config import FLOAT, WEIGHT_ONLY, CompileConfig, make_config
-from lbcompiler.decisions.decide import Decided, decide
+from lbcompiler.decisions.decide import decide
+from lbcompiler.decisions.decided import Decided
+from lbcompiler.decisions.plan import bits_of
 from lbcompiler.decisions.work import Work
 from lbcompiler.files import unfinished
-from lbcompiler.formats import format_named
 from lbcompiler.frontend import hash_of, import_model, kind_of
 from lbcompiler.ir.dump import Dump, dump_into, no_dump
 from lbcompiler.ir.model import Layer, Model
@@ -49,11 +50,11 @@ from lbcompiler.passes import (
     PREPARE,
     ApplyDecisions,
     LiftWeights,
+    Rotate,
     SelectFormats,
     Smooth,
     quantize,
 )
-from lbcompiler.passes.apply_decisions import Decision
 from lbcompiler.pipeline import Pass, Progress, run, silent
 from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.target import Target
@@ -253,13 +254,10 @@ def _said(data: Any) -> str | None:
 def _lower(
     model: Model, decided: Decided | None, config: CompileConfig, target: Target, dump: Dump
 ) -> Model:
-    decisions = _unmeasured(model, config) if decided is None else decided.decisions
+    quantizer = QUANTIZERS[config.quantizer].quantize
     passes: tuple[Pass, ...] = (
-        Smooth({} if decided is None else decided.smoothings),
-        ApplyDecisions(decisions),
-        *quantize(
-            QUANTIZERS[config.quantizer].quantize, None if decided is None else decided.weights
-        ),
+        *(_forced(model, config) if decided is None else _applied(decided)),
+        *quantize(quantizer, None if decided is None else decided.weights),
         *target.passes,
         LiftWeights(),
     )
@@ -350,36 +348,27 @@ def _layer_record(layer: Layer) -> LayerRecord:
     )
 
 
-def _unmeasured(model: Model, config: CompileConfig) -> dict[str, Decision]:
-    """A rotation that was asked for by its size, for every quantized layer."""
+def _applied(decided: Decided) -> tuple[Pass, ...]:
+    smooth = (Smooth(decided.smoothings),) if decided.smoothings else ()
+    return (*smooth, ApplyDecisions(decided.decisions))
+
+
+def _forced(model: Model, config: CompileConfig) -> tuple[Pass, ...]:
+    """A rotation that was asked for by its size, of every quantized layer."""
     if not isinstance(config.hadamard, int):
-        return {}
+        return ()
     rotation = Rotation(config.hadamard, config.hadamard_seed)
-    return {
-        name: Decision(
-            layer.weight_format,
-            layer.activation_format,
-            layer.scale_rule,
-            layer.activation_scale_rule,
-            layer.quantizer,
-            rotation,
-            layer.reason,
-        )
-        for name, layer in model.layers.items()
-        if layer.weight_format != WEIGHT_ONLY
-    }
+    quantized = (n for n, layer in model.layers.items() if layer.weight_format != WEIGHT_ONLY)
+    return (Rotate(dict.fromkeys(quantized, rotation)),)
 
 
 def _effective_bits(model: Model) -> float | None:
     """Of a weight's element, over all layers that were to be quantized; a float has 32."""
     asked = [layer for layer in model.layers.values() if layer.requested != FLOAT]
     elements = [prod(layer.shape) for layer in asked]
-    bits = [
-        32.0 if layer.realized == FLOAT else format_named(layer.realized).bits_per_element
-        for layer in asked
-    ]
     if not sum(elements):
         return None
+    bits = [bits_of(layer.realized) for layer in asked]
     return sum(b * e for b, e in zip(bits, elements, strict=True)) / sum(elements)
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lbcompiler.ir.model import Layer, Model
+from lbcompiler.ir.ops import FLOAT
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.passes.rotate import Rotate
-from lbcompiler.pipeline import run
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Of one layer; the format "float32" leaves it in float."""
+    """Of one layer; the format of `ops.FLOAT` leaves it in float."""
 
     weight_format: str
     act_format: str
@@ -40,16 +40,16 @@ class ApplyDecisions:
             for name, decision in self.decisions.items()
             if decision.rotation is not None
         }
-        return run((Rotate(rotations),), replace(model, layers=layers))
+        return Rotate(rotations)(replace(model, layers=layers))
 
     def _decided(self, layer: Layer) -> Layer:
         decision = self.decisions.get(layer.name)
         if decision is None:
             return layer
-        if decision.weight_format == "float32":
+        if decision.weight_format == FLOAT:
             return replace(
                 layer,
-                realized="float32",
+                realized=FLOAT,
                 weight_format="none",
                 activation_format="none",
                 quantizer="none",

@@ -27,7 +27,7 @@ def assign(costs: Table, loads: Table, limit: float) -> list[int] | None:
 
     Infinite costs or loads forbid an option; of equal plans the lighter is taken."""
     lightest = sum(min(row) for row in loads)
-    if lightest > limit + ROUNDING * abs(limit):
+    if not fits(lightest, limit):
         return None
     cost, load = (np.array(list(chain.from_iterable(table)), float) for table in (costs, loads))
     allowed = np.isfinite(cost) & np.isfinite(load)
@@ -46,7 +46,7 @@ def assign(costs: Table, loads: Table, limit: float) -> list[int] | None:
             bounds=Bounds(0, allowed.astype(float)),
             constraints=[
                 LinearConstraint(one_each, 1, 1),
-                LinearConstraint(load[None], -np.inf, limit + ROUNDING * abs(limit)),
+                LinearConstraint(load[None], -np.inf, _most(limit)),
             ],
             options={"mip_rel_gap": GAP},
         )
@@ -68,6 +68,15 @@ def _silent_stdout() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def fits(load: float, limit: float) -> bool:
+    """Whether a load keeps within a limit."""
+    return load <= _most(limit)
+
+
+def _most(limit: float) -> float:
+    return limit + ROUNDING * abs(limit)
 
 
 def total(table: Table, chosen: Sequence[int]) -> float:

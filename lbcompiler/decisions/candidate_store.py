@@ -26,7 +26,6 @@ class CandidateStore:
 
     state: State
     folder: str
-    act_format: str = ""  # of all, where it is not each format's own
 
     def weights(self, group: str, solution: Solution) -> tuple[Quantized, ...]:
         """The quantized weights of the group's layers, in their order."""
@@ -62,8 +61,7 @@ class CandidateStore:
         return [Solution(s.choice, s.error, s.plain_error) for s in solutions]
 
     def _name(self, group: str, weight_format: str) -> str:
-        act = f".{self.act_format}" if self.act_format else ""
-        return f"{self.folder}/{file_name(group)}.{weight_format}{act}"
+        return f"{self.folder}/{file_name(group)}.{weight_format}"
 
 
 def file_name(group: str) -> str:

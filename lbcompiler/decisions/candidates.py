@@ -109,6 +109,7 @@ class _Search:
         self.act = None if act == WEIGHT_ONLY else format_named(act)
         self.rotated: dict[int, GroupProblem] = {0: group}
         self.rounded: dict[tuple[int, str], Array] = {}
+        self.solved: dict[Choice, Solution] = {}
 
     def best(self) -> Solution:
         rules = _rules(self.fmt, self.options.rules)
@@ -154,6 +155,11 @@ class _Search:
         return best
 
     def _solved(self, choice: Choice) -> Solution:
+        if choice not in self.solved:
+            self.solved[choice] = self._solution(choice)
+        return self.solved[choice]
+
+    def _solution(self, choice: Choice) -> Solution:
         group, rounded = self._rotated(choice.hadamard), self._rounded(choice)
         hessian = cross = group.hessian
         if hessian is not None and self.act is not None:

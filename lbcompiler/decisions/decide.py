@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from lbcompiler.calibration.tables import indexed_rows
 from lbcompiler.config import FLOAT, FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
+from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of
 from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
@@ -35,9 +36,7 @@ from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import Quantized, format_named
 from lbcompiler.ir.model import Layer, Model
-from lbcompiler.ir.rotation import Rotation
 from lbcompiler.ir.smoothing import Smoothing
-from lbcompiler.passes.apply_decisions import Decision
 from lbcompiler.passes.smooth import Smooth
 from lbcompiler.pipeline import Progress, run
 from lbcompiler.quantizers import QUANTIZERS
@@ -48,28 +47,6 @@ SENSED = 1  # of them, for the many measurements of one group alone
 ROTATIONS = (16, 32, 64, 128)  # tried by `--hadamard auto`
 WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a Hessian to weigh by
 ACT_RULES = ("absmax", "four_over_six", "rceil")
-
-
-@dataclass(frozen=True)
-class ParetoPoint:
-    """A measured plan: kl is None where the model has no logits, plan is format by layer."""
-
-    effective_bits: float
-    kl: float | None
-    qsnr_db: float
-    plan: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Decided:
-    """decisions: by layer; weights: layer -> its codes; pareto: few bits first."""
-
-    decisions: Mapping[str, Decision]
-    weights: Mapping[str, Callable[[], Quantized]]
-    effective_bits: float
-    smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
-    divergence: Divergence | None = None
-    pareto: tuple[ParetoPoint, ...] = ()
 
 
 def decide(
@@ -131,28 +108,32 @@ class _Decider:
         }
         if not self.parts:
             raise ConfigError("there is no layer to decide: none is included and quantizable")
+        self.elements = {
+            group: sum(self.simulator.weight(layer).size for layer in part)
+            for group, part in self.parts.items()
+        }
         self._check_rotation()
         self.options = _options(config)
         formats = [name for name in config.candidates if name != FLOAT_CANDIDATE]
         self.pairs = [(name, config.act_format or name) for name in formats]
         self.data_key: list[Any] = [samples.fingerprint, samples.count]
-        self.key = [*self.data_key, asdict(self.options), sorted(chosen), config.smooth]
-        if config.smooth == "auto":
-            self.key.append(self.pairs[0])
-        self.store = CandidateStore(
-            state, f"candidates-{_digest(self.key)}", config.act_format or ""
-        )
+        smoothed_for = self.pairs[0] if config.smooth == "auto" else None
+        decided = [asdict(self.options), sorted(chosen), config.act_format, smoothed_for]
+        self.key = [*self.data_key, *decided]
+        self.store = CandidateStore(state, f"candidates-{_digest(self.key)}")
         self.smoothings: dict[str, Smoothing] = {}
 
     def _check_rotation(self) -> None:
         size = self.config.hadamard
-        odd = [g for g in self.simulator.groups if isinstance(size, int) and g.k % size]
-        layer = next((self.parts[g.name][0] for g in odd if g.name in self.parts), None)
-        if layer is not None:
+        if not isinstance(size, int):
+            return
+        decided = (group for group in self.simulator.groups if group.name in self.parts)
+        odd = next((group for group in decided if group.k % size), None)
+        if odd is not None:
             raise ConfigError(
-                f"layer {layer!r} sums over {odd[0].k} inputs, which are no whole blocks of a "
-                f"rotation of {size}: choose a power of two that divides it, say --hadamard auto, "
-                "or leave the layer in float with --exclude"
+                f"layer {self.parts[odd.name][0]!r} sums over {odd.k} inputs, which are no whole "
+                f"blocks of a rotation of {size}: choose a power of two that divides it, say "
+                "--hadamard auto, or leave the layer in float with --exclude"
             )
 
     def decided(self) -> Decided:
@@ -162,7 +143,7 @@ class _Decider:
         solutions = self._candidates(statistics)
         if self.config.budget is None and len(self.pairs) == 1:
             chosen = {group: options[0] for group, options in solutions.items()}
-            return self._result({g: Option(s, bits_of(s), 0.0, 0.0) for g, s in chosen.items()})
+            return self._result({g: Option(s, 0.0, 0.0) for g, s in chosen.items()})
         return self._planned(solutions)
 
     def _statistics(self, key: list[Any]) -> Statistics:
@@ -212,12 +193,8 @@ class _Decider:
         sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
         table = self._table(solutions, sensitivities, what)
         planner = Planner(table, self._told(measurement.plan))
-        plan = _planned(planner, what, limit)
-        picked = {
-            group: next(o for o in row if o.format == plan.formats[group])
-            for group, row in table.options.items()
-        }
-        return self._result(picked, plan, planner.front())
+        plan = _within_budget(planner, what, limit)
+        return self._result(plan.chosen, planner.front())
 
     def _sensitivities(
         self, solutions: Solutions, measurement: Measurement
@@ -245,30 +222,24 @@ class _Decider:
     def _table(
         self, solutions: Solutions, measured: Mapping[str, Sequence[Divergence]], budget: str
     ) -> Table:
-        elements = {
-            group: sum(self.simulator.weight(layer).size for layer in layers)
-            for group, layers in self.parts.items()
-        }
         options = {}
         for group, row in solutions.items():
             costs = [_cost(d, budget) for d in measured[group]]
             offered: list[tuple[Solution | None, float]] = list(zip(row, costs, strict=True))
             if FLOAT_CANDIDATE in self.config.candidates:
                 offered.append((None, 0.0))
-            loads = self._loads(group, [s for s, _ in offered], elements[group], budget)
             options[group] = [
-                Option(solution, bits_of(solution), cost, load)
-                for (solution, cost), load in zip(offered, loads, strict=True)
+                Option(solution, cost, self._load(group, solution, budget))
+                for solution, cost in offered
             ]
-        return Table(options, elements)
+        return Table(options, self.elements)
 
-    def _loads(
-        self, group: str, offered: Sequence[Solution | None], elements: int, budget: str
-    ) -> list[float]:
-        if budget != "max_latency":
-            return [bits_of(solution) * elements for solution in offered]
-        shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
-        return [kernel_seconds(solution, shapes) for solution in offered]
+    def _load(self, group: str, solution: Solution | None, budget: str) -> float:
+        if budget == "max_latency":
+            shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
+            return kernel_seconds(solution, shapes)
+        fmt = FLOAT if solution is None else solution.choice.weight_format
+        return bits_of(fmt) * self.elements[group]
 
     def _told(self, measure: Measure) -> Measure:
         """`measure` that says how many plans it has measured."""
@@ -282,25 +253,20 @@ class _Decider:
 
         return told
 
-    def _result(
-        self, picked: Mapping[str, Option], plan: Plan | None = None, front: Sequence[Plan] = ()
-    ) -> Decided:
+    def _result(self, picked: Mapping[str, Option], front: Sequence[Plan] = ()) -> Decided:
+        """Of a choice that was made from a front; without one there was none to make."""
         ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
         decisions, weights = {}, {}
         for group, option in picked.items():
-            reason = _reason(option, ranks[group] if plan else 0, len(picked), self.config)
+            reason = _reason(option, ranks[group] if front else 0, len(picked), self.config)
             for i, layer in enumerate(self.parts[group]):
-                decisions[layer] = _decision(option.solution, reason, self.config.hadamard_seed)
+                decisions[layer] = decision_of(option.solution, reason, self.config.hadamard_seed)
                 if option.solution is not None:
                     weights[layer] = partial(self._layer_weight, group, option.solution, i)
-        elements = {g: sum(self.simulator.weight(n).size for n in p) for g, p in self.parts.items()}
-        bits = sum(option.bits * elements[g] for g, option in picked.items())
         return Decided(
             decisions,
             weights,
-            bits / sum(elements.values()),
             self.smoothings,
-            None if plan is None else plan.divergence,
             tuple(self._point(p) for p in front),
         )
 
@@ -308,9 +274,10 @@ class _Decider:
         return self.store.weights(group, solution)[index]
 
     def _point(self, plan: Plan) -> ParetoPoint:
-        assert plan.divergence is not None
         by_layer = {
-            layer: plan.formats[group] for group, layers in self.parts.items() for layer in layers
+            layer: plan.chosen[group].format
+            for group, layers in self.parts.items()
+            for layer in layers
         }
         return ParetoPoint(
             plan.effective_bits, plan.divergence.kl, plan.divergence.qsnr_db, by_layer
@@ -333,7 +300,7 @@ def _options(config: CompileConfig) -> Options:
     )
 
 
-def _planned(planner: Planner, what: str, limit: float) -> Plan:
+def _within_budget(planner: Planner, what: str, limit: float) -> Plan:
     table = planner.table
     elements = sum(table.elements.values())
     if what == "effective_bits":
@@ -342,7 +309,7 @@ def _planned(planner: Planner, what: str, limit: float) -> Plan:
         fastest = sum(min(row) for row in table.loads)
         return planner.within(limit * fastest, limit, "times the fastest kernels' time", fastest)
     if what == "max_kl":
-        return planner.cheapest(limit, lambda d: _kl(d), f"a KL of {limit:g}")
+        return planner.cheapest(limit, _kl, f"a KL of {limit:g}")
     return planner.cheapest(
         10 ** (-limit / 10), lambda d: d.noise, f"a QSNR of {limit:g} dB (noise over signal)"
     )
@@ -359,21 +326,6 @@ def _kl(divergence: Divergence) -> float:
 
 def _cost(divergence: Divergence, budget: str) -> float:
     return divergence.noise if budget == "min_qsnr" else divergence.cost
-
-
-def _decision(solution: Solution | None, reason: str, seed: int | None) -> Decision:
-    if solution is None:
-        return Decision(FLOAT, WEIGHT_ONLY, WEIGHT_ONLY, WEIGHT_ONLY, "", None, reason)
-    choice = solution.choice
-    return Decision(
-        choice.weight_format,
-        choice.act_format,
-        choice.rule,
-        choice.act_rule,
-        choice.quantizer,
-        Rotation(choice.hadamard, seed) if choice.hadamard else None,
-        reason,
-    )
 
 
 def _reason(option: Option, rank: int, count: int, config: CompileConfig) -> str:

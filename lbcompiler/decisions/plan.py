@@ -6,16 +6,16 @@ one that keeps within the budget, and then options that the program held for nea
 tried in their place, one after the other, each kept only where the model gets better."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lbcompiler.decisions.assignment import assign, front, total
+from lbcompiler.config import FLOAT
+from lbcompiler.decisions.assignment import assign, fits, front, total
 from lbcompiler.decisions.candidates import Solution
 from lbcompiler.decisions.measure import Divergence
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import format_named
 
 FLOAT_BITS = 32.0
-FLOAT = "float32"
 TRIES = 16  # of the greedy check
 NEAR = 1.5  # times the chosen option's cost: what the check tries
 TIGHTER = 0.7  # of a limit that the measured model did not keep, at least
@@ -25,11 +25,11 @@ POINTS = 9  # of the front
 
 @dataclass(frozen=True)
 class Option:
-    """solution None: float. bits: of a weight's element; cost: measured alone; load: what the
-    budget counts, summed over the group."""
+    """solution None: float. cost: measured alone; load: what the budget counts, summed over the
+    group.
+    """
 
     solution: Solution | None
-    bits: float
     cost: float
     load: float
 
@@ -37,21 +37,19 @@ class Option:
     def format(self) -> str:
         return FLOAT if self.solution is None else self.solution.choice.weight_format
 
+    @property
+    def bits(self) -> float:
+        """Of a weight's element."""
+        return bits_of(self.format)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """chosen: by group; None is float."""
+    """A measured choice, by group."""
 
-    chosen: Mapping[str, Solution | None]
+    chosen: Mapping[str, Option]
     effective_bits: float
-    divergence: Divergence | None = None
-
-    @property
-    def formats(self) -> dict[str, str]:
-        return {
-            group: FLOAT if solution is None else solution.choice.weight_format
-            for group, solution in self.chosen.items()
-        }
+    divergence: Divergence
 
 
 Measure = Callable[[Mapping[str, Solution]], Divergence]
@@ -80,30 +78,24 @@ class Table:
             for group, row in self.options.items()
         ]
 
-    def plan(self, picked: Sequence[int]) -> Plan:
-        rows = zip(self.options.items(), picked, strict=True)
+    def plan(self, picked: Sequence[int], divergence: Divergence) -> Plan:
         bits = total(self.weight_bits, picked) / max(1, sum(self.elements.values()))
-        return Plan({group: row[i].solution for (group, row), i in rows}, bits)
+        return Plan(self.chosen(picked), bits, divergence)
 
-    def uniform(self, fmt: str) -> list[int] | None:
-        """The plan of one format everywhere; None where a group cannot have it."""
-        picked = [
-            [o.format for o in row].index(fmt) if fmt in [o.format for o in row] else -1
-            for row in self.options.values()
-        ]
-        return None if -1 in picked else picked
+    def chosen(self, picked: Sequence[int]) -> dict[str, Option]:
+        rows = zip(self.options.items(), picked, strict=True)
+        return {group: row[i] for (group, row), i in rows}
 
     @property
-    def formats(self) -> list[str]:
-        return list(dict.fromkeys(o.format for row in self.options.values() for o in row))
+    def uniform(self) -> list[list[int]]:
+        """The plans of one format everywhere."""
+        count = min(map(len, self.options.values()))
+        return [[i] * len(self.options) for i in range(count)]
 
 
-def bits_of(solution: Solution | None) -> float:
-    return (
-        FLOAT_BITS
-        if solution is None
-        else (format_named(solution.choice.weight_format).bits_per_element)
-    )
+def bits_of(fmt: str) -> float:
+    """Of an element in a format, scales included; "float32" is one of them."""
+    return FLOAT_BITS if fmt == FLOAT else format_named(fmt).bits_per_element
 
 
 class Planner:
@@ -114,16 +106,15 @@ class Planner:
         self._known: dict[tuple[int, ...], Divergence] = {}
 
     def measured(self, picked: Sequence[int]) -> Plan:
-        plan, key = self.table.plan(picked), tuple(picked)
+        key = tuple(picked)
         if key not in self._known:
-            solutions = {g: s for g, s in plan.chosen.items() if s is not None}
+            chosen = self.table.chosen(picked)
+            solutions = {g: o.solution for g, o in chosen.items() if o.solution is not None}
             self._known[key] = self._measure(solutions)
-        return replace(plan, divergence=self._known[key])
+        return self.table.plan(picked, self._known[key])
 
     def cost(self, picked: Sequence[int]) -> float:
-        divergence = self.measured(picked).divergence
-        assert divergence is not None
-        return divergence.cost
+        return self.measured(picked).divergence.cost
 
     def within(self, limit: float, said: float, unit: str, whole: float) -> Plan:
         """The best that was measured of the plans whose load is at most `limit`: `said` units of
@@ -137,12 +128,8 @@ class Planner:
                 f"no choice of formats keeps within {said:g} {unit}: the least that these "
                 f"formats can do is {nearest:.4g}; allow that much, or offer smaller formats"
             )
-        pool = [picked]
-        for fmt in self.table.formats:
-            uniform = self.table.uniform(fmt)
-            if uniform is not None and total(loads, uniform) <= limit * (1 + 1e-9):
-                pool.append(uniform)
-        best = min(pool, key=self.cost)
+        allowed = [plan for plan in self.table.uniform if fits(total(loads, plan), limit)]
+        best = min([picked, *allowed], key=self.cost)
         return self.measured(self._refined(best, limit))
 
     def _refined(self, picked: list[int], limit: float) -> list[int]:
@@ -155,7 +142,7 @@ class Planner:
             for i, option in enumerate(rows[g]):
                 trial = [*best[:g], i, *best[g + 1 :]]
                 near = option.cost <= NEAR * now.cost
-                if i == best[g] or not near or total(self.table.loads, trial) > limit * (1 + 1e-9):
+                if i == best[g] or not near or not fits(total(self.table.loads, trial), limit):
                     continue
                 if tries == TRIES:
                     return best
@@ -172,13 +159,11 @@ class Planner:
             if picked is None:
                 break
             plan = self.measured(picked)
-            assert plan.divergence is not None
             reached = value(plan.divergence)
             if reached <= limit:
                 return plan
             allowed *= min(TIGHTER, limit / reached)
         least = self.measured([min(range(len(r)), key=r.__getitem__) for r in costs])
-        assert least.divergence is not None
         if value(least.divergence) <= limit:
             return least
         raise ConfigError(
@@ -189,16 +174,12 @@ class Planner:
 
     def front(self) -> list[Plan]:
         """Measured plans from few bits to many, each better than those before it."""
-        picked = front(self.table.costs, self.table.weight_bits, POINTS)
-        picked += [u for f in self.table.formats if (u := self.table.uniform(f)) is not None]
-        plans = sorted(map(self.measured, picked), key=lambda p: p.effective_bits)
+        picked = front(self.table.costs, self.table.weight_bits, POINTS) + self.table.uniform
+        plans = sorted(
+            map(self.measured, picked), key=lambda p: (p.effective_bits, p.divergence.cost)
+        )
         best: list[Plan] = []
         for plan in plans:
-            assert plan.divergence is not None
-            if best and best[-1].divergence is not None:
-                if plan.divergence.cost >= best[-1].divergence.cost:
-                    continue
-                if plan.effective_bits == best[-1].effective_bits:
-                    best.pop()
-            best.append(plan)
+            if not best or plan.divergence.cost < best[-1].divergence.cost:
+                best.append(plan)
         return best
