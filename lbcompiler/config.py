@@ -142,6 +142,12 @@ class CompileConfig(BaseModel):
         if self.quantizer not in QUANTIZERS:
             known = ", ".join(QUANTIZERS)
             raise ConfigError(f"unknown quantizer {self.quantizer!r}: choose one of {known}")
+        method = QUANTIZERS[self.quantizer]
+        if self.scale_rule is not None and method.rule(fmt, self.scale_rule) != self.scale_rule:
+            raise ConfigError(
+                f"quantizer {self.quantizer} searches its scales, which the scale rule "
+                f"{self.scale_rule} does not: leave it out, or choose another quantizer"
+            )
         self._check_choice()
         for pattern in (*self.include, *self.exclude):
             try:
@@ -228,7 +234,8 @@ class CompileConfig(BaseModel):
 
     @property
     def weight_rule(self) -> str:
-        return self.scale_rule or str(self.weight_format.default_rule)
+        fmt = self.weight_format
+        return QUANTIZERS[self.quantizer].rule(fmt, self.scale_rule or fmt.default_rule)
 
     @property
     def activation_rule(self) -> str:

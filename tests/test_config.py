@@ -142,3 +142,11 @@ def test_files_refused(tmp_path: Path, text: bytes, message: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml"):
         make_config({}, tmp_path / "gone.yaml")
+
+
+def test_a_quantizer_that_searches_has_a_rule_that_does() -> None:
+    assert make_config({"format": "mxfp4", "quantizer": "mse"}).weight_rule == "mse"
+    said = {"format": "nvfp4", "quantizer": "mr_gptq", "scale_rule": "four_over_six"}
+    assert make_config(said).weight_rule == "four_over_six"
+    with pytest.raises(ConfigError, match="searches its scales"):
+        make_config({"format": "mxfp4", "quantizer": "mse", "scale_rule": "floor"})

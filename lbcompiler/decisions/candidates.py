@@ -33,13 +33,15 @@ GATE = 0.99  # of the error without: what must be gained for something to be kep
 class Options:
     """What may be tried: a quantizer by name, rotations by size, and whether those are forced.
 
-    `rules` are of weights, `act_rules` of activations: one that is not of the format is left out,
-    the first that is, or the format's default, is what the others must beat."""
+    `rules` are of weights, `act_rules` of activations: one that is not of the format is left out.
+    The first of activations, or the format's default, is what the others must beat; weights start
+    from `rule`, which is then the only one, or from the format's default."""
 
     quantizer: str = "rtn"
     rotations: tuple[int, ...] = ()
     forced: bool = False
     seed: int | None = None
+    rule: str = ""
     rules: tuple[str, ...] = ()
     act_rules: tuple[str, ...] = ()
 
@@ -112,13 +114,14 @@ class _Search:
         self.solved: dict[Choice, Solution] = {}
 
     def best(self) -> Solution:
-        rules = _rules(self.fmt, self.options.rules)
+        start_rule = self.options.rule or self.fmt.default_rule
+        rules = _rules(self.fmt, (self.options.rule,) if self.options.rule else self.options.rules)
         act_rules = [WEIGHT_ONLY]
         if self.act is not None:
             known = _rules(self.act, self.options.act_rules)
             act_rules = [rule for rule in known if rule in ACTIVATION_RULES]
         act = WEIGHT_ONLY if self.act is None else self.act.name
-        plain = self._solved(Choice(self.fmt.name, act, self.fmt.default_rule, act_rules[0]))
+        plain = self._solved(Choice(self.fmt.name, act, start_rule, act_rules[0]))
         k = self.group.sample.shape[1]
         sizes = [size for size in self.options.rotations if k % size == 0]
         starts = [
@@ -141,12 +144,13 @@ class _Search:
 
     def _finished(self, start: Solution, rules: Sequence[str]) -> Solution:
         """`start`, or what the quantizer makes of it under one of the rules."""
-        if self.options.quantizer == "rtn" and len(rules) == 1:
+        if self.options.quantizer == "rtn" and rules == [start.choice.rule]:
             return start
-        tried = (
-            replace(start.choice, quantizer=self.options.quantizer, rule=rule) for rule in rules
+        name = self.options.quantizer
+        used = dict.fromkeys(QUANTIZERS[name].rule(self.fmt, rule) for rule in rules)
+        return self._kept(
+            start, (replace(start.choice, quantizer=name, rule=rule) for rule in used)
         )
-        return self._kept(start, tried)
 
     def _kept(self, start: Solution, tried: Iterable[Choice]) -> Solution:
         best = start

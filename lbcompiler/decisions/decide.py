@@ -295,7 +295,8 @@ def _options(config: CompileConfig) -> Options:
         rotations=rotations,
         forced=isinstance(config.hadamard, int),
         seed=config.hadamard_seed,
-        rules=(config.scale_rule,) if config.scale_rule else searched,
+        rule=config.scale_rule or "",
+        rules=searched,
         act_rules=(config.act_scale_rule,) if config.act_scale_rule else ACT_RULES,
     )
 

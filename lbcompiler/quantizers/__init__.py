@@ -9,9 +9,11 @@ from lbcompiler.quantizers.rtn import round_to_nearest
 
 QUANTIZERS: dict[str, Method] = {
     "rtn": Method(round_to_nearest, "round to nearest"),
-    "mse": Method(mse, "scales of least squared error"),
+    "mse": Method(mse, "scales of least squared error", searches=True),
     "gptq": Method(gptq, "errors made up for by later columns", needs_hessian=True),
-    "mr_gptq": Method(mr_gptq, "rotation, searched scales, GPTQ", needs_hessian=True, rotates=True),
+    "mr_gptq": Method(
+        mr_gptq, "rotation, searched scales, GPTQ", needs_hessian=True, rotates=True, searches=True
+    ),
     "quantease": Method(quantease, "coordinate descent", needs_hessian=True),
 }
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from lbcompiler.formats import Quantized
 from lbcompiler.quantizers.gptq import gptq
-from lbcompiler.quantizers.mse import searched_rule
-from lbcompiler.quantizers.problem import Problem
+from lbcompiler.quantizers.problem import Problem, searched_rule
 
 
 def mr_gptq(problem: Problem) -> Quantized:

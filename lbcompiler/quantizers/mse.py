@@ -5,18 +5,9 @@ Where a Hessian is known its diagonal weighs the errors: a column that is read l
 
 import numpy as np
 
-from lbcompiler.formats import BlockFormat, Quantized
-from lbcompiler.formats.scales import ScaleType
+from lbcompiler.formats import Quantized
 from lbcompiler.quantizers.curvature import curvature
-from lbcompiler.quantizers.problem import Problem
-
-SEARCHED = ("mse", "four_over_six", "sweep")  # the rules that search
-BY_DEFAULT: dict[ScaleType, str] = {"e8m0": "mse", "e4m3": "sweep"}
-
-
-def searched_rule(fmt: BlockFormat, rule: str) -> str:
-    """`rule` where it searches, else the format's own search."""
-    return rule if rule in SEARCHED else BY_DEFAULT[fmt.scale]
+from lbcompiler.quantizers.problem import Problem, searched_rule
 
 
 def mse(problem: Problem) -> Quantized:

@@ -5,6 +5,15 @@ from dataclasses import dataclass
 
 from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.formats.elements import Floats
+from lbcompiler.formats.scales import ScaleType
+
+SEARCHED = ("mse", "four_over_six", "sweep")  # the scale rules that search
+BY_DEFAULT: dict[ScaleType, str] = {"e8m0": "mse", "e4m3": "sweep"}
+
+
+def searched_rule(fmt: BlockFormat, rule: str) -> str:
+    """`rule` where it searches, else the format's own search."""
+    return rule if rule in SEARCHED else BY_DEFAULT[fmt.scale]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +37,17 @@ Quantizer = Callable[[Problem], Quantized]
 
 @dataclass(frozen=True)
 class Method:
-    """A quantizer; whether it needs `Problem.hessian`, and whether it is made for rotated weights
-    (its name asks for `--hadamard auto`). about: a few words for `--help` and the shell.
+    """A quantizer; whether it needs `Problem.hessian`, whether it is made for rotated weights (its
+    name asks for `--hadamard auto`), and whether it only knows scale rules that search. about: a
+    few words for `--help` and the shell.
     """
 
     quantize: Quantizer
     about: str
     needs_hessian: bool = False
     rotates: bool = False
+    searches: bool = False
+
+    def rule(self, fmt: BlockFormat, rule: str) -> str:
+        """The scale rule that it really uses where `rule` is given."""
+        return searched_rule(fmt, rule) if self.searches else rule

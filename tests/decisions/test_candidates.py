@@ -75,6 +75,19 @@ def test_the_error_is_that_of_the_layer_as_it_will_run() -> None:
     assert found.error == relative_error(problem.sample @ problem.weights[0].T, y)
 
 
+@pytest.mark.parametrize("quantizer", [n for n, m in QUANTIZERS.items() if not m.searches])
+def test_a_scale_rule_that_was_asked_for_is_the_one_used(quantizer: str) -> None:
+    options = Options(quantizer=quantizer, rule="floor", rotations=ROTATIONS)
+    assert only(group("outliers"), "mxfp4", options).choice.rule == "floor"
+
+
+@pytest.mark.parametrize("quantizer", [n for n, m in QUANTIZERS.items() if m.searches])
+def test_a_search_is_recorded_as_one(quantizer: str) -> None:
+    problem = group("plain")
+    found = only(problem, "mxint4", Options(quantizer=quantizer))
+    assert (found.choice.quantizer, found.choice.rule) == (quantizer, "mse")
+
+
 def test_weights_only_leaves_the_input_alone() -> None:
     (found,) = solve(group("outliers"), [("mxint8", "none")], Options())
     assert found.choice.act_format == found.choice.act_rule == "none"
