@@ -305,8 +305,8 @@ def tune(
         try:
             for outcome in tuner.run(work, Limits(trials, seconds, jobs), progress):
                 outcomes.append(outcome)
-        except KeyboardInterrupt:
-            if not (as_json or quiet):
+        except BaseException:
+            if outcomes and not (as_json or quiet):
                 reports.kept(outcomes, tuner.database)
             raise
         count = None if export is None else tuner.export(export)

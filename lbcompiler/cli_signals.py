@@ -2,7 +2,7 @@
 
 Python runs its signal handlers between two of its own instructions, and a compiler may stay for
 minutes in one call of C++. So a thread is woken by the signal itself; when the main thread has not
-unwound after a while, it removes what is half-written and ends the process.
+unwound after a while, or at a second signal, it removes what is half-written and ends the process.
 
 A KeyboardInterrupt may also be lost: one that is raised within a finalizer can only be reported,
 and a library's C++ may make another error of it. So the signal is remembered
@@ -10,17 +10,17 @@ and a library's C++ may make another error of it. So the signal is remembered
 """
 
 import os
+import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lbcompiler.cli_errors import INTERRUPTED, TERMINATED, interrupted
 from lbcompiler.files import remove_unfinished
 
-GRACE_S = 3.0  # to unwind: enough to remove gigabytes
+GRACE_S = 10.0  # to unwind: enough to remove gigabytes, and for a kernel to be compiled to its end
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
@@ -67,7 +67,7 @@ def _end_after_grace(reader: int) -> None:
         code = CODES.get(signal.Signals(os.read(reader, 1)[0]))
     if code == INTERRUPTED:
         interrupted.set()
-    time.sleep(GRACE_S)
+    select.select([reader], [], [], GRACE_S)
     remove_unfinished()
     if code == INTERRUPTED:
         os.write(2, b"error: interrupted\n")

@@ -109,7 +109,7 @@ def compile(model, *, output, **_):
         threading.Timer(0.5, lambda: print("started", file=sys.stderr, flush=True)).start()
         hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # one call of C, deaf for minutes
 
-cli_signals.GRACE_S = 0.2
+cli_signals.GRACE_S = float(sys.argv[1])
 lbcompiler.__dict__["compile"] = compile
 sys.argv = ["lbc", "compile", "m.onnx", "-o", "out.lbc"]
 cli.main()
@@ -121,7 +121,7 @@ def test_an_interruption_ends_even_what_is_deaf(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STUCK, "0.2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "started\n"
@@ -129,6 +129,21 @@ def test_an_interruption_ends_even_what_is_deaf(
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
     assert errors == ("error: interrupted\n" if number == signal.SIGINT else "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, "600"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 

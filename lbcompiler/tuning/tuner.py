@@ -63,7 +63,7 @@ class Tuner:
     def run(
         self, work: Iterable[Work], limits: Limits, progress: Progress = silent
     ) -> Iterator[Outcome]:
-        """An outcome for each; where a search is interrupted, that of its half first."""
+        """An outcome for each; where a search ends by an error, that of its half first."""
         for item in work:
             with readable(self.database):
                 yield from self._run(item, limits, progress)
@@ -80,11 +80,12 @@ class Tuner:
         try:
             if study.needs_search(limits.trials):
                 search(study, self.make_bench(work, self.machine, limits.jobs), limits, progress)
-        except (KeyboardInterrupt, RuntimeError) as error:
-            if not is_interruption(error):
-                raise
-            yield _outcome(study, work, subject)
-            raise KeyboardInterrupt from None
+        except BaseException as error:
+            if study.searched:
+                yield _outcome(study, work, subject)
+            if is_interruption(error):
+                raise KeyboardInterrupt from None
+            raise
         yield _outcome(study, work, subject)
 
     def other_versions(self) -> int:
