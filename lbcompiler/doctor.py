@@ -137,8 +137,8 @@ def _instruction_sets(problems: list[str]) -> list[InstructionSet]:
     try:
         from lbcompiler.targets.cpu import isa
 
-        host = isa.detect()
-        return [InstructionSet(i.name, i.runs_on(host), i is host) for i in isa.ISAS]
+        host, chosen = isa.detect(), isa.preferred()
+        return [InstructionSet(i.name, i.runs_on(host), i is chosen) for i in isa.ISAS]
     except Exception as error:  # a broken TVM fails in many ways
         problems.append(f"TVM cannot be loaded ({error}): nothing will compile or run")
         return []

@@ -13,7 +13,7 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Target
 from lbcompiler.targets.cpu.configs import Source, Tuned, processor, shipped
-from lbcompiler.targets.cpu.isa import Isa, detect, isa_named
+from lbcompiler.targets.cpu.isa import Isa, isa_named, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
 from lbcompiler.targets.cpu.lower_attention import LowerAttention
@@ -42,7 +42,7 @@ def tuned_for(variant: str = "", results: Sequence[Source] = ()) -> tuple[Isa, T
     if variant:
         isa = isa_named(variant)
         return isa, Tuned((*results, *shipped([isa.name])))
-    isa = detect()
+    isa = preferred()
     return isa, Tuned((*results, *shipped([processor(), isa.name])))
 
 

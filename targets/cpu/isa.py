@@ -91,16 +91,32 @@ def isa_named(name: str) -> Isa:
 
 def host_flags() -> frozenset[str]:
     """What this machine's processor can do; empty where the system has no /proc/cpuinfo."""
-    listing = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not listing.exists():
-        return frozenset()
-    for line in listing.read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+    return frozenset(_host("flags").split())
 
 
 def detect() -> Isa:
     """The best instruction set of this machine."""
     flags = host_flags()
     return next(isa for isa in ISAS if isa.requires <= flags)
+
+
+def preferred() -> Isa:
+    """The fastest one here, which a target without a name takes.
+
+    Intel's cores issue a `vdpbf16ps` every second cycle, fewer products than their two FMAs a
+    cycle make (on a Sapphire Rapids core 105 GFLOP/s and 218): pairs are worth it elsewhere alone.
+    """
+    best = detect()
+    return AVX512_VNNI if best.has_bf16 and _host("vendor_id") == "GenuineIntel" else best
+
+
+def _host(field: str) -> str:
+    """The first of its values in /proc/cpuinfo of an x86-64 machine; else nothing."""
+    listing = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not listing.exists():
+        return ""
+    for line in listing.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""

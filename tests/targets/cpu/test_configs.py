@@ -19,7 +19,7 @@ from lbcompiler.targets.cpu.configs import (
     shipped,
 )
 from lbcompiler.targets.cpu.gemm import Config
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, ISAS, detect
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, ISAS, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
 
 KERNELS = {
@@ -107,7 +107,7 @@ def test_shipped_results_are_choices_of_their_kernels(path) -> None:
 
 def test_this_machine_has_its_table_and_a_named_isa_its_own() -> None:
     isa, tuned = tuned_for()
-    assert isa == detect()
+    assert isa == preferred()
     assert tuned.sources == shipped([processor(), isa.name])
     assert tuned_for("avx2") == (AVX2, Tuned(shipped(["avx2"])))
     mine = Source("mine", ())

@@ -3,20 +3,24 @@ import platform
 import pytest
 
 from lbcompiler.errors import ConfigError
+from lbcompiler.targets.cpu import isa
 from lbcompiler.targets.cpu.isa import (
     AVX2,
+    AVX512_BF16,
     AVX512_VNNI,
     GENERIC,
     ISAS,
+    Isa,
     detect,
     host_flags,
     isa_named,
+    preferred,
 )
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-def test_an_instruction_set_is_found_by_its_name(isa) -> None:
-    assert isa_named(isa.name) is isa
+@pytest.mark.parametrize("each", ISAS, ids=lambda each: each.name)
+def test_an_instruction_set_is_found_by_its_name(each: Isa) -> None:
+    assert isa_named(each.name) is each
 
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
@@ -35,6 +39,18 @@ def test_the_host_has_what_is_detected() -> None:
     assert detect().requires <= host_flags()
     if platform.machine() != "x86_64":
         assert detect() is GENERIC
+
+
+@pytest.mark.parametrize(
+    ("vendor", "wanted"), [("GenuineIntel", AVX512_VNNI), ("AuthenticAMD", AVX512_BF16)]
+)
+def test_pairs_of_bfloat16_are_not_preferred_where_they_are_slow(
+    vendor: str, wanted: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"vendor_id": vendor, "flags": " ".join(AVX512_BF16.requires)}
+    monkeypatch.setattr(isa, "_host", fields.__getitem__)
+    assert detect() is AVX512_BF16
+    assert preferred() is wanted
 
 
 def test_a_target_is_neutral_of_the_machine_it_is_made_on() -> None:
