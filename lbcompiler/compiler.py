@@ -38,6 +38,7 @@ from lbcompiler.artifact import (
 from lbcompiler.config import FLOAT, WEIGHT_ONLY, CompileConfig, make_config
 from lbcompiler.decisions.decide import decide
 from lbcompiler.decisions.decided import Decided
+from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.plan import bits_of
 from lbcompiler.decisions.work import Work
 from lbcompiler.files import unfinished
@@ -142,7 +143,7 @@ def compile(
         "hadamard_seed": hadamard_seed,
         "smooth": smooth,
         "calibration": calibration,
-        "calibration_data": _said(calibration_data),
+        "calibration_data": said_data(calibration_data),
         "calibration_samples": calibration_samples,
     }
     settings = merged(config, {key: value for key, value in given.items() if value is not None})
@@ -152,8 +153,9 @@ def compile(
         clock = _Clock(progress)
         backend = target_named(settings.target, () if tuned is None else tuned.sources)
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
-        planned = clock("plan", lambda: _plan(imported, settings, backend, dump))
-        decided = _decided(model, imported, planned, settings, calibration_data, work, clock)
+        planned = clock("plan", lambda: with_formats(imported, settings, backend, dump))
+        found = measured(model, imported, planned, settings, calibration_data, work, progress)
+        decided = None if found is None else found[0]
         lowered = clock("quantize", lambda: _lower(planned, decided, settings, backend, dump))
         clock(  # before the code, which takes longer: a weight that is refused is refused early
             "weights",
@@ -182,7 +184,7 @@ def plan(
     backend = target_named(config.target, () if tuned is None else tuned.sources)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
-    planned = _lower(_plan(imported, config, backend, dump), None, config, backend, dump)
+    planned = _lower(with_formats(imported, config, backend, dump), None, config, backend, dump)
     progress("import", 1, 1)
     return list(planned.layers.values())
 
@@ -190,14 +192,18 @@ def plan(
 def planned(model: Any, config: CompileConfig) -> Model:
     """The model's linears with a format each, before anything is quantized."""
     imported = import_model(model, config.input_shapes)
-    return _plan(imported, config, target_named(config.target), no_dump)
+    return with_formats(imported, config, target_named(config.target), no_dump)
 
 
-def merged(config: CompileConfig | str | Path | None, given: dict[str, Any]) -> CompileConfig:
-    """`config` with `given` on top, validated. Raises ConfigError."""
+def merged(
+    config: CompileConfig | str | Path | None,
+    given: dict[str, Any],
+    kind: type[CompileConfig] = CompileConfig,
+) -> CompileConfig:
+    """`config` with `given` on top, validated as `kind`. Raises ConfigError."""
     if isinstance(config, CompileConfig):
-        return make_config({**config.model_dump(exclude_unset=True), **given})
-    return make_config(given, config)
+        return make_config({**config.model_dump(exclude_unset=True), **given}, kind=kind)
+    return make_config(given, config, kind)
 
 
 def _tuning_results(config: CompileConfig) -> "Found | None":
@@ -208,7 +214,8 @@ def _tuning_results(config: CompileConfig) -> "Found | None":
     return read_results(config.tuning_db)
 
 
-def _plan(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
+def with_formats(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
+    """An imported model's linears with a format each, before anything is quantized."""
     dump("input", model.module)
     select = SelectFormats(
         weight_format=config.weight_format,
@@ -220,20 +227,20 @@ def _plan(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Mo
         exclude=config.exclude,
         on_unsupported=config.on_unsupported,
         quantizer=config.quantizer,
-        requested=AUTO if config.budget else "",
+        requested=AUTO if config.chooses else "",
     )
     return run((*PREPARE, select), model, dump)
 
 
-def _decided(
+def measured(
     source: Any,
     imported: Model,
     planned: Model,
     config: CompileConfig,
     data: Any,
     work: Work,
-    clock: "_Clock",
-) -> Decided | None:
+    progress: Progress,
+) -> tuple[Decided, Measured] | None:
     """What calibration says of every layer; None where nothing is to be decided by it."""
     if not config.measures:
         return None
@@ -241,10 +248,10 @@ def _decided(
         data = config.calibration_data or config.calibration
     observed = run(OBSERVE, imported)
     identity = {"model": hash_of(source) or "in memory", "inputs": json.dumps(config.inputs)}
-    return decide(observed, planned.layers, config, data, identity, work, clock.progress)
+    return decide(observed, planned.layers, config, data, identity, work, progress)
 
 
-def _said(data: Any) -> str | None:
+def said_data(data: Any) -> str | None:
     """Calibration data as the config remembers it."""
     if data is None or isinstance(data, (str, Path)):
         return None if data is None else str(data)

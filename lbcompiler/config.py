@@ -170,7 +170,7 @@ class CompileConfig(BaseModel):
                 f"{said[0]} chooses among formats, but the format {self.format} was given: name "
                 "the candidates with --formats instead"
             )
-        if len(self.formats) > 1 and not said:
+        if len(self.formats) > 1 and not self.chooses:
             raise ConfigError(
                 "formats to choose from need a budget: --effective-bits, --max-kl, --min-qsnr or "
                 "--max-latency"
@@ -201,6 +201,11 @@ class CompileConfig(BaseModel):
         if self.formats or self.budget is None:
             return self.formats or (self.format,)
         return CANDIDATES
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what each format would cost is measured on the model."""
+        return self.budget is not None
 
     @property
     def rotates(self) -> bool:
@@ -258,8 +263,30 @@ def _known_rule(field: str, rule: str | None, rules: tuple[str, ...], fmt: str) 
         )
 
 
-def make_config(given: Mapping[str, Any], path: str | Path | None = None) -> CompileConfig:
-    """The config of a YAML file (if any) with `given` on top. Raises ConfigError."""
+class AnalysisConfig(CompileConfig):
+    """What `lbc analyze` may be told: without a budget it measures as well, and chooses nothing."""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        if self.formats or "format" in self.model_fields_set:
+            return self.formats or (self.format,)
+        return CANDIDATES
+
+    @property
+    def chooses(self) -> bool:
+        return True
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+
+def make_config(
+    given: Mapping[str, Any],
+    path: str | Path | None = None,
+    kind: type[CompileConfig] = CompileConfig,
+) -> CompileConfig:
+    """The config of a YAML file (if any) with `given` on top, as `kind`. Raises ConfigError."""
     settings: dict[str, Any] = {}
     if path is not None:
         try:
@@ -272,7 +299,7 @@ def make_config(given: Mapping[str, Any], path: str | Path | None = None) -> Com
         settings.update(loaded)
     settings.update(given)
     try:
-        return CompileConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"the configuration is not valid: {'; '.join(lines)}") from None

@@ -30,6 +30,7 @@ from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
 from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of
 from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
+from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
 from lbcompiler.decisions.smooth import smoothings
 from lbcompiler.decisions.work import Work
@@ -57,21 +58,23 @@ def decide(
     identity: Mapping[str, str],
     work: Work,
     progress: Progress,
-) -> Decided:
+) -> tuple[Decided, Measured]:
     """`observed` went through `passes.OBSERVE`; `layers` are what `select_formats` made of them,
     and those with a weight format are decided. `data` is what `read_samples` takes, `identity`
-    names the model for the state folder.
+    names the model for the state folder. Where a choice is to be measured but no budget says which,
+    nothing is decided.
 
     Raises InputError for the data, ConfigError for a budget that cannot be met.
     """
     with _state_folder(work.state) as path:
         state = State.open(path, identity)
-        decided = _Decider(observed, layers, config, data, state, work, progress).decided()
+        decider = _Decider(observed, layers, config, data, state, work, progress)
+        decided, measured = decider.decided()
         if work.state is not None:
-            return decided
+            return decided, measured
         held = {name: load() for name, load in decided.weights.items()}  # the folder goes away
         weights = {name: _given(quantized) for name, quantized in held.items()}
-        return replace(decided, weights=weights)
+        return replace(decided, weights=weights), measured
 
 
 class _Decider:
@@ -136,15 +139,16 @@ class _Decider:
                 "--hadamard auto, or leave the layer in float with --exclude"
             )
 
-    def decided(self) -> Decided:
+    def decided(self) -> tuple[Decided, Measured]:
         statistics = self._statistics(self.data_key)
         if self.config.smooth == "auto":
             statistics = self._smoothed(statistics)
         solutions = self._candidates(statistics)
-        if self.config.budget is None and len(self.pairs) == 1:
-            chosen = {group: options[0] for group, options in solutions.items()}
-            return self._result({g: Option(s, 0.0, 0.0) for g, s in chosen.items()})
-        return self._planned(solutions)
+        known = Measured(self.parts, self.simulator.weight, statistics, solutions, self.smoothings)
+        if self.config.chooses:
+            return self._planned(known)
+        chosen = {group: options[0] for group, options in solutions.items()}
+        return self._result({g: Option(s, 0.0, 0.0) for g, s in chosen.items()}), known
 
     def _statistics(self, key: list[Any]) -> Statistics:
         name = f"statistics-{_digest(key)}"
@@ -180,9 +184,8 @@ class _Decider:
             self.progress,
         )
 
-    def _planned(self, solutions: Solutions) -> Decided:
-        assert self.config.budget is not None  # which the config asks of several formats
-        what, limit = self.config.budget
+    def _planned(self, known: Measured) -> tuple[Decided, Measured]:
+        solutions, budget = known.solutions, self.config.budget
         measurement = Measurement(
             self.simulator,
             list(islice(self.judge, JUDGED)),
@@ -191,10 +194,21 @@ class _Decider:
             self.config.hadamard_seed,
         )
         sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
-        table = self._table(solutions, sensitivities, what)
+        table = self._table(solutions, sensitivities, "" if budget is None else budget[0])
         planner = Planner(table, self._told(measurement.plan))
-        plan = _within_budget(planner, what, limit)
-        return self._result(plan.chosen, planner.front())
+        plan = None if budget is None else _within_budget(planner, *budget)
+        uniform = [planner.measured(picked) for picked in table.uniform]
+        if len(uniform) == 1:
+            plan = uniform[0]
+        front = planner.front()
+        decided = self._result({} if plan is None else plan.chosen, front)
+        return decided, replace(
+            known,
+            sensitivities=sensitivities,
+            uniform=tuple(uniform),
+            front=tuple(front),
+            plan=plan,
+        )
 
     def _sensitivities(
         self, solutions: Solutions, measurement: Measurement

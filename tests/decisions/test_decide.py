@@ -1,15 +1,22 @@
 """From calibration data to an artifact, on the model beside the tests."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lbcompiler
+from lbcompiler.compiler import measured, planned
+from lbcompiler.config import AnalysisConfig, CompileConfig, make_config
+from lbcompiler.decisions.decided import Decided
+from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ArtifactError, ConfigError, InputError
 from lbcompiler.formats import FORMATS
+from lbcompiler.frontend import import_model
+from lbcompiler.pipeline import silent
 
 MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
 FORMATS_TRIED = ("nvfp4", "nvint4", "mxint8")
@@ -142,3 +149,32 @@ def test_feeds_may_come_from_an_iterator() -> None:
     artifact = compiled(None, calibration_data=feeds(), format="nvint4", smooth="auto")
     assert artifact.manifest.config["calibration_data"] == "an iterator (generator)"
     assert any(layer.smoothing for layer in artifact.manifest.layers)
+
+
+def measured_of(config: CompileConfig) -> tuple[Decided, Measured]:
+    imported = import_model(MODEL, config.input_shapes)
+    found = measured(MODEL, imported, planned(MODEL, config), config, None, Work(), silent)
+    assert found is not None
+    return found
+
+
+def test_without_a_budget_an_analysis_measures_and_decides_nothing() -> None:
+    said = {"calibration_data": CALIBRATION, "exclude": "head", "sensitivity": "output"}
+    config = make_config(said | {"formats": ("nvfp4", "mxint8")}, kind=AnalysisConfig)
+    decided, known = measured_of(config)
+    assert known.plan is None
+    assert decided.decisions == {}
+    assert [plan.effective_bits for plan in known.uniform] == [4.5, 8.25]
+    assert len(decided.pareto) == len(known.front) > 2
+    assert known.sensitivities.keys() == known.layers.keys()
+
+
+def test_an_analysis_of_one_format_is_what_compiling_decides() -> None:
+    said = {"calibration_data": CALIBRATION, "exclude": "head", "format": "nvint4"}
+    decided, known = measured_of(make_config(said, kind=AnalysisConfig))
+    compiled_as, quiet = measured_of(make_config(said))
+    assert known.plan == known.uniform[0]
+    assert quiet.plan is None
+    assert {n: replace(d, reason="") for n, d in decided.decisions.items()} == {
+        n: replace(d, reason="") for n, d in compiled_as.decisions.items()
+    }
