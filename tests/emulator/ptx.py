@@ -1,0 +1,108 @@
+"""CUDA text -> C++ text for the emulator: inline assembly becomes calls of instructions.h.
+
+Only what is in the table is known, operands in exactly that form; another instruction is an error,
+never a no-op.
+"""
+
+import re
+
+_SPACE = re.compile(r"\s+")
+
+
+def _operands(*counts: int) -> str:
+    """{%0, %1}, {%2} for (2, 1)."""
+    groups, at = [], 0
+    for count in counts:
+        groups.append("{" + ", ".join(f"%{at + i}" for i in range(count)) + "}")
+        at += count
+    return ", ".join(groups)
+
+
+def _exactly(text: str) -> str:
+    return re.escape(text)
+
+
+INSTRUCTIONS = {  # pattern -> what is called; a \1 stands for the pattern's group
+    _exactly(
+        f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {_operands(4, 4, 2, 4)};"
+    ): "mma_m16n8k16_bf16",
+    _exactly("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"): "ldmatrix_x4",
+    _exactly("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"): "ldmatrix_x2",
+    _exactly("cp.async.cg.shared.global [%0], [%1], 16, %2;"): "cp_async<16>",
+    _exactly("cp.async.cg.shared.global [%0], [%1], 16;"): "cp_async<16>",
+    _exactly("cp.async.commit_group;"): "commit_group",
+    r"cp\.async\.wait_group (\d+);": r"wait_group<\1>",
+    _exactly("cp.async.wait_all;"): "wait_all",
+    _exactly("fma.rn.bf16x2 %0, %1, %2, %3;"): "fma_bf16x2",
+    _exactly("bar.sync %0, %1;"): "bar_sync",
+}
+
+
+class NotEmulated(Exception):
+    """An instruction that the table does not have."""
+
+
+def translate(text: str) -> str:
+    """Every asm statement replaced, and dynamic shared memory that of the emulator."""
+    text = re.sub(
+        r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];",
+        r"\1* \2 = reinterpret_cast<\1*>(emulator::shared_memory);",
+        text,
+    )
+    text = re.sub(r"__shared__ alignas\((\d+)\)", r"alignas(\1) static", text)
+    parts, at = [], 0
+    for found in re.finditer(r"\b(?:__asm__|asm)\b\s*(?:volatile|__volatile__)?\s*\(", text):
+        if found.start() < at:
+            continue
+        end = _closing(text, found.end())
+        parts += [text[at : found.start()], _call(text[found.end() : end])]
+        at = end + 1
+    return "".join([*parts, text[at:]])
+
+
+def _closing(text: str, at: int) -> int:
+    """Where the parenthesis that is open at `at` closes; strings are skipped."""
+    depth, is_string = 1, False
+    while True:
+        character = text[at]
+        if character == "\\" and is_string:
+            at += 1
+        elif character == '"':
+            is_string = not is_string
+        elif not is_string:
+            depth += {"(": 1, ")": -1}.get(character, 0)
+            if depth == 0:
+                return at
+        at += 1
+
+
+def _call(inside: str) -> str:
+    sections = _split(inside, ":")
+    strings = re.findall(r'"((?:[^"\\]|\\.)*)"', sections[0])
+    code = _SPACE.sub(" ", "".join(strings).replace("\\n", " ").replace("\\t", " ")).strip()
+    operands = []
+    for section in sections[1:3]:
+        for operand in _split(section, ","):
+            if operand.strip():
+                found = re.fullmatch(r'\s*"[^"]*"\s*\((.*)\)\s*', operand, re.DOTALL)
+                assert found is not None, operand
+                operands.append(found.group(1))
+    for pattern, name in INSTRUCTIONS.items():
+        if match := re.fullmatch(pattern, code):
+            return f"emulator::{match.expand(name)}({', '.join(operands)})"
+    raise NotEmulated(f"{code!r} with {len(operands)} operands")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """At separators outside of strings and parentheses; `::` is two."""
+    parts, depth, is_string, last = [], 0, False, 0
+    for at, character in enumerate(text):
+        if character == '"':
+            is_string = not is_string
+        if is_string:
+            continue
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
+        if character == separator and depth == 0:
+            parts.append(text[last:at])
+            last = at + 1
+    return [*parts, text[last:]]
