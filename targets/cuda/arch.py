@@ -112,4 +112,6 @@ def archs_named(names: str) -> tuple[Arch, ...]:
 
 def best_for(capability: tuple[int, int], archs: tuple[Arch, ...] = ARCHS) -> Arch | None:
     """Of `archs` the one that makes most of a device; None where none runs on it."""
-    return next((arch for arch in reversed(ARCHS) if arch in archs and arch.runs_on(capability)), None)
+    return next(
+        (arch for arch in reversed(ARCHS) if arch in archs and arch.runs_on(capability)), None
+    )

@@ -107,7 +107,6 @@ def _sum_of_warp(
                 a = [pairs[0], pairs[2], pairs[1], pairs[3]]
                 for part in range(x.parts):
                     _multiply(few, shared, offset, part, step, lane, a, sums)
-        warp_barrier()
 
 
 def _multiply(
@@ -132,8 +131,7 @@ def _multiply(
 
 
 def _add_up(few: Few, shared: Shared, warp: Expr, lane: Expr, sums: Registers) -> None:
-    """Every warp's (rows, 16) sums to shared memory, one behind another."""
-    wait_for_copies(0)
+    """Every warp's (rows, 16) sums to shared memory, one behind another, over the rings."""
     barrier()
     for eight in range(few.rows // EIGHT):
         for i in range(4):

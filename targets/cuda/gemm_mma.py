@@ -169,9 +169,7 @@ class _Block:
 
     def _copy(self, offset: Expr, depth: Expr) -> None:
         tiling, threads = self.tiling, self.tiling.threads
-        self.x.copy(
-            self.shared, offset, tiling.rows, self.first_row, depth, self.thread, threads
-        )
+        self.x.copy(self.shared, offset, tiling.rows, self.first_row, depth, self.thread, threads)
         behind = offset + tiling.rows * ROW_BYTES * self.x.parts
         self.weights.copy(
             self.shared,
@@ -225,5 +223,3 @@ class _Block:
                             values = [self.sums[slot + half * 2 + i] for i in (0, 1)]
                             place = let(column + self.lane % 4 * 2)
                             self.output.store(row, place, values, scale)
-
-

@@ -1,5 +1,5 @@
-"""What CUDA kernels are built with: TVM's IR builder, the PTX instructions they stand on, and device
-functions of our own as text.
+"""What CUDA kernels are built with: TVM's IR builder, the PTX instructions they stand on, and
+device functions of our own as text.
 
 A kernel is a TIRx PrimFunc, which is lowered as it is written: no pass schedules it, inserts a
 barrier or moves a buffer. Device functions hold what TIRx has no word for, such as arithmetic of

@@ -33,9 +33,11 @@ from lbcompiler.targets.cuda.layout import (
     pack_scales,
     plane_shapes,
     scale_bytes,
+    tile_bytes,
     tiles,
 )
 from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.quantize import Quantizer
 from lbcompiler.targets.cuda.weights import Weights
 
 Spec = tuple[tuple[int, ...], str]  # shape and dtype
@@ -46,8 +48,8 @@ class Config:
     """What may be chosen freely for a shape.
 
     A block computes `rows` x `columns` of y with `row_warps` x `column_warps` warps, over a ring of
-    `stages` tiles of 64 k's. Up to 16 rows a block computes 16 columns, and its `few_warps` share K,
-    each with a ring of `few_stages`.
+    `stages` tiles of 64 k's. Up to 16 rows a block computes 16 columns, and its `few_warps` share
+    K, each with a ring of `few_stages`.
     """
 
     rows: int
@@ -57,6 +59,10 @@ class Config:
     stages: int
     few_warps: int
     few_stages: int
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(self.rows, self.columns, self.row_warps, self.column_warps, self.stages)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class LinearKernel:
 
     @property
     def route(self) -> str:
-        """"exact": products of codes and scales in bfloat16; "native": block-scaled instructions."""
+        """exact: products of codes and scales in bfloat16; native: block-scaled instructions."""
         return "exact"
 
     @property
@@ -98,7 +104,7 @@ class LinearKernel:
 
         ConfigError for a scale rule that has to search.
         """
-        raise ConfigError("the CUDA target quantizes no activations yet")
+        return Quantizer(self.act, rotation).build(k, scale_rule)
 
     def quantized_specs(self, k: int) -> list[Spec]:
         """Of the activation operands, without the leading M: bfloat16 as uint16, K padded with
@@ -114,9 +120,8 @@ class LinearKernel:
     ) -> Any:
         """PrimFunc(activation operands.., packed weights..[, bias f32 (n,)], y f32 (M, n))."""
         chosen = config or self.default_config(n, k)
-        tiling = Tiling(
-            chosen.rows, chosen.columns, chosen.row_warps, chosen.column_warps, chosen.stages
-        )
+        self._check(chosen)
+        tiling = chosen.tiling
         with kernel() as builder:
             m = tirx.Var("m", "int64")
             x = Activations.declare(m, k, self.parts)
@@ -137,8 +142,35 @@ class LinearKernel:
         return builder.get()
 
     def default_config(self, n: int, k: int) -> Config:
-        """What `gemm` takes without a config."""
-        return Config(rows=128, columns=128, row_warps=2, column_warps=4, stages=4, few_warps=8, few_stages=4)
+        """What `gemm` takes without a config: the deepest rings that fit, of 128 rows if these
+        still have three stages.
+        """
+        few = [
+            (warps, stages)
+            for warps in (8, 4)
+            for stages in (4, 3)
+            if Few(16, warps, stages).shared_bytes(self.parts, tile_bytes(self.weight))
+            <= self.arch.block_shared
+        ]
+        configs = (
+            Config(rows, 128, 2, 4, stages, *few[0]) for rows in (128, 64) for stages in (4, 3)
+        )
+        return next(c for c in configs if self._shared_bytes(c) <= self.arch.block_shared)
+
+    def _check(self, config: Config) -> None:
+        """ConfigError for more shared memory than a block of the architecture may have."""
+        asked = self._shared_bytes(config)
+        if asked > self.arch.block_shared:
+            raise ConfigError(
+                f"{self.name} takes {asked} bytes of shared memory with {config}, and a block of "
+                f"{self.arch.name} has {self.arch.block_shared}: take fewer stages or rows"
+            )
+
+    def _shared_bytes(self, config: Config) -> int:
+        """Of the largest of the kernel's launches."""
+        size = tile_bytes(self.weight)
+        few = Few(16, config.few_warps, config.few_stages)
+        return max(config.tiling.shared_bytes(self.parts, size), few.shared_bytes(self.parts, size))
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of the config that matter for M rows, with the values worth trying."""
@@ -154,7 +186,10 @@ class LinearKernel:
     def pack(self, weight: Quantized) -> tuple[Array, ...]:
         """W quantized as the GEMM reads it: planes, scales[, tensor scale]."""
         w = canonical(weight, self.weight)
-        packed = (*pack_codes(w.codes, self.weight.element), pack_scales(w.scales, self.weight.block))
+        packed = (
+            *pack_codes(w.codes, self.weight.element),
+            pack_scales(w.scales, self.weight.block),
+        )
         if w.tensor_scale is None:
             return packed
         return (*packed, np.asarray(w.tensor_scale, np.float32).reshape(1))

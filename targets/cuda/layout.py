@@ -2,9 +2,10 @@
 
 A tile is 16 rows of W by 64 k's. Lane l of a warp holds, of each tile, the codes of rows g and
 g + 8 (g = l / 4) at k = 16 s + 8 i + 2 c + h (c = l % 4; step s = 0..3, half i = 0..1, h = 0..1):
-what four instructions m16n8k16 take from it as their operand A, or as operand B of two column tiles
-(PTX ISA, "Matrix Fragments for mma.m16n8k16"; a warp of `wgmma` holds its operand A the same way).
-So no weight passes through `ldmatrix`, and a warp loads a tile with one or two 16-byte loads a lane.
+what four instructions m16n8k16 take from it as their operand A, or as operand B of two column
+tiles (PTX ISA, "Matrix Fragments for mma.m16n8k16"; a warp of `wgmma` holds its operand A the same
+way). So no weight passes through `ldmatrix`, and a lane loads its share of a tile 16 bytes at a
+time.
 
 Codes of one register of a fragment (h = 0, 1) lie in the lower and the upper half of a word, at the
 same place: a shift and a mask take out both. With pair j = 2 t + i of row g + 8 t:
@@ -12,7 +13,7 @@ same place: a shift and a mask take out both. With pair j = 2 t + i of row g + 8
 | bits | planes, uint8, T = ceil(N/16), S = ceil(K/64) | of a lane |
 |---|---|---|
 | 4 | (T, S, 512) | word s; pair j at bits 4 j and 16 + 4 j |
-| 6 | as above, the lower four bits; (T, S, 256) | word s / 2; upper two of pair j at bits 8 (s % 2) + 2 j |
+| 6 | as above, the lower four; (T, S, 256) | word s / 2; upper two at bits 8 (s % 2) + 2 j |
 | 8 | (T, S, 1024): steps 0, 1 of all lanes, then 2, 3 | word 2 (s % 2) + t; pair i at bits 8 i |
 
 Block scales are bytes, (T, S, 16 * 64 / block): of each row the scales of its blocks. INT4 and INT6
@@ -55,6 +56,11 @@ def plane_bytes(bits: int) -> tuple[int, ...]:
 def scale_bytes(fmt: BlockFormat) -> int:
     """Bytes of a tile's scales."""
     return ROWS * DEPTH // fmt.block
+
+
+def tile_bytes(fmt: BlockFormat) -> int:
+    """Bytes of a tile: its codes and its scales."""
+    return sum(plane_bytes(fmt.element.bits)) + scale_bytes(fmt)
 
 
 def plane_shapes(n: int, k: int, bits: int) -> tuple[tuple[int, int, int], ...]:

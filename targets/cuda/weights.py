@@ -36,6 +36,7 @@ from lbcompiler.targets.cuda.layout import (
     plane_bytes,
     plane_shapes,
     scale_bytes,
+    tile_bytes,
     tiles,
 )
 
@@ -55,9 +56,7 @@ class Weights:
     @classmethod
     def declare(cls, fmt: BlockFormat, n: int, k: int) -> "Weights":
         shapes = plane_shapes(n, k, fmt.element.bits)
-        planes = tuple(
-            T.arg(f"w{i}", T.buffer(shape, "uint8")) for i, shape in enumerate(shapes)
-        )
+        planes = tuple(T.arg(f"w{i}", T.buffer(shape, "uint8")) for i, shape in enumerate(shapes))
         scales = T.arg("w_scales", T.buffer((tiles(n), depths(k), scale_bytes(fmt)), "uint8"))
         return cls(fmt, n, k, planes, scales)
 
@@ -69,7 +68,7 @@ class Weights:
 
     @property
     def tile_bytes(self) -> int:
-        return sum(size for _, size in self.parts)
+        return tile_bytes(self.fmt)
 
     def copy(
         self,

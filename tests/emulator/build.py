@@ -2,26 +2,28 @@
 that launches them, on numpy arrays.
 """
 
+import ctypes
 import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 from tvm.backend.cuda import export_cuda_host
 
-from tests.emulator.ptx import translate
+from tests.emulator.ptx import number_waits, translate
 
 TOOLKIT = Path(__file__).parent / "toolkit"
 FOLDER = Path(tempfile.gettempdir(), f"lbcompiler-emulator-{os.getuid()}")
 CONTROL = """
-extern "C" __attribute__((visibility("default"))) void emulator_start(unsigned long long seed) {
+extern "C" __attribute__((visibility("default"))) void emulator_start(
+    unsigned long long seed, int flush, int skipped) {
+  emulator::skipped = skipped;
+  emulator::set_flush(flush);
   emulator::random_state = seed * 2 + 1;
   for (int i = 0; i < 8; i++) emulator::draw(2);
 }
@@ -37,21 +39,38 @@ def cuda_text(functions: dict[str, Any], arch: str = "sm_80") -> str:
 
 
 class Emulated:
-    """The host functions of a CUDA text, by name."""
+    """The host functions of a CUDA text, by name; `waits`: (kernel, statement) of every place where
+    its kernels wait.
+    """
 
     def __init__(self, text: str) -> None:
+        text, self.waits = number_waits(text)
         library = _library(text)
         self._module = tvm_ffi.load_module(str(library))
-        import ctypes
-
         self._start = ctypes.CDLL(str(library)).emulator_start
 
-    def __call__(self, name: str, *arrays: NDArray[Any], seed: int = 0) -> None:
-        """Run on arrays, the results last, threads in an order drawn from the seed."""
-        import ctypes
+    def __call__(
+        self,
+        name: str,
+        *arrays: NDArray[Any],
+        seed: int = 0,
+        flush: bool = False,
+        without: int | None = None,
+    ) -> None:
+        """Run on arrays, the results last. The order of threads is drawn from the seed; `flush`
+        makes float32 subnormals zeros, as nvcc's --ftz=true does; `without` leaves out the
+        statement of that number in `waits`.
 
-        self._start(ctypes.c_ulonglong(seed))
-        self._module[name](*[tvm_ffi.from_dlpack(_writable(a)) for a in arrays])
+        RuntimeError for a deadlock, an address that is not aligned and the like.
+        """
+        self._prepare(seed, flush, -1 if without is None else without)
+        try:
+            self._module[name](*[tvm_ffi.from_dlpack(_writable(a)) for a in arrays])
+        finally:
+            self._prepare(0, False, -1)
+
+    def _prepare(self, seed: int, flush: bool, without: int) -> None:
+        self._start(ctypes.c_ulonglong(seed), ctypes.c_int(flush), ctypes.c_int(without))
 
 
 def emulate(functions: dict[str, Any], arch: str = "sm_80") -> Emulated:
@@ -89,7 +108,3 @@ def _library(text: str) -> Path:
 def _ffi_includes() -> list[Path]:
     root = Path(tvm_ffi.__file__).parent
     return [root / "include"]
-
-
-Mutation = Callable[[str], str]
-__all__ = ["Emulated", "Mutation", "cuda_text", "emulate", "np"]

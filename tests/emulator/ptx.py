@@ -34,11 +34,19 @@ INSTRUCTIONS = {  # pattern -> what is called; a \1 stands for the pattern's gro
     r"cp\.async\.wait_group (\d+);": r"wait_group<\1>",
     _exactly("cp.async.wait_all;"): "wait_all",
     _exactly("fma.rn.bf16x2 %0, %1, %2, %3;"): "fma_bf16x2",
+    _exactly("cvt.rn.bf16x2.f32 %0, %1, %2;"): "cvt_bf16x2",
     _exactly("bar.sync %0, %1;"): "bar_sync",
 }
 
 
-class NotEmulated(Exception):
+WAITS = re.compile(
+    r"^ +(tvm_builtin_\w*(?:cta_sync|warp_sync|wait_group|named_barrier|mbarrier_wait)\w*\(.*\));$",
+    re.MULTILINE,
+)
+KERNEL = re.compile(r"^extern \"C\" __global__ .*?(\w+)\((?!\d)[^;]*\) \{$", re.MULTILINE)
+
+
+class NotEmulatedError(Exception):
     """An instruction that the table does not have."""
 
 
@@ -58,6 +66,24 @@ def translate(text: str) -> str:
         parts += [text[at : found.start()], _call(text[found.end() : end])]
         at = end + 1
     return "".join([*parts, text[at:]])
+
+
+def number_waits(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """The text with every statement of a kernel that makes threads wait numbered, so that a run can
+    leave it out, and (kernel, statement) of each.
+    """
+    found: list[tuple[str, str]] = []
+    parts, at = [], 0
+    for head in KERNEL.finditer(text):
+        end = text.index("\n}\n", head.end())
+
+        def numbered(wait: re.Match[str], kernel: str = head.group(1)) -> str:
+            found.append((kernel, wait.group(1)))
+            return f"  if (emulator::waits({len(found) - 1})) {wait.group(1)};"
+
+        parts += [text[at : head.end()], WAITS.sub(numbered, text[head.end() : end])]
+        at = end
+    return "".join([*parts, text[at:]]), found
 
 
 def _closing(text: str, at: int) -> int:
@@ -90,7 +116,7 @@ def _call(inside: str) -> str:
     for pattern, name in INSTRUCTIONS.items():
         if match := re.fullmatch(pattern, code):
             return f"emulator::{match.expand(name)}({', '.join(operands)})"
-    raise NotEmulated(f"{code!r} with {len(operands)} operands")
+    raise NotEmulatedError(f"{code!r} with {len(operands)} operands")
 
 
 def _split(text: str, separator: str) -> list[str]:

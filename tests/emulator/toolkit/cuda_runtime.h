@@ -70,6 +70,8 @@ inline T __shfl_down_sync(unsigned, T value, int by, int = 32) {
   return emulated_shuffle(value, [=](int t) { return t + by < 32 ? t + by : t; });
 }
 
+inline int max(int a, int b) { return a > b ? a : b; }
+inline int min(int a, int b) { return a < b ? a : b; }
 inline uint32_t __cvta_generic_to_shared(const void* p) { return emulator::shared_address(p); }
 inline uint32_t __float_as_uint(float f) { return emulator::bits_of(f); }
 inline float __uint_as_float(uint32_t u) { return emulator::real(u); }

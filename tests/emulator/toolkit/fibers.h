@@ -70,6 +70,10 @@ inline long progress = 0;  // counts whatever may make a condition come true
 inline std::vector<std::vector<char>> stacks;
 alignas(1024) inline char shared_memory[SHARED];
 
+inline int skipped = -1;  // the number of the wait that is left out
+
+inline bool waits(int number) { return number != skipped; }
+
 inline uint32_t draw(uint32_t below) {  // xorshift64*
   random_state ^= random_state >> 12;
   random_state ^= random_state << 25;

@@ -6,7 +6,30 @@
 
 #include "fibers.h"
 
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
+
 namespace emulator {
+
+// With `--ftz=true` float32 arithmetic takes subnormals for zeros, and makes none. Instructions on
+// bfloat16 and tensor cores do not: they are computed within a `Precise`.
+#ifdef __SSE2__
+constexpr unsigned FLUSH = 0x8040;
+inline void set_flush(bool flush) { _mm_setcsr((_mm_getcsr() & ~FLUSH) | (flush ? FLUSH : 0)); }
+struct Precise {
+  unsigned saved = _mm_getcsr();
+  Precise() { _mm_setcsr(saved & ~FLUSH); }
+  ~Precise() { _mm_setcsr(saved); }
+};
+#else
+inline void set_flush(bool flush) {
+  if (flush) throw std::runtime_error("flushing subnormals is emulated on x86 only");
+}
+struct Precise {
+  Precise() {}
+};
+#endif
 
 // An address in shared memory is its distance from `shared_memory`.
 inline uint32_t shared_address(const void* p) { return uint32_t((const char*)p - shared_memory); }
@@ -39,12 +62,18 @@ inline uint32_t to_bfloat16(double x) {  // to nearest even, once
 }
 
 inline void fma_bf16x2(uint32_t& d, uint32_t a, uint32_t b, uint32_t c) {
+  Precise precise;
   uint32_t r = 0;
   for (int h = 0; h < 32; h += 16) {
     double product = double(from_bfloat16(a >> h & 0xFFFF)) * from_bfloat16(b >> h & 0xFFFF);
     r |= to_bfloat16(product + from_bfloat16(c >> h & 0xFFFF)) << h;
   }
   d = r;
+}
+
+inline void cvt_bf16x2(uint32_t& d, float high, float low) {
+  Precise precise;
+  d = to_bfloat16(high) << 16 | to_bfloat16(low);
 }
 
 // cp.async: the target is undefined from the start of a copy until its group is waited for. It is
@@ -112,6 +141,7 @@ inline void mma_m16n8k16_bf16(float& d0, float& d1, float& d2, float& d3, uint32
   float d[4];
   Mma m{d, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
   with_warp(&m, [](void** all) {
+    Precise precise;
     static double A[16][16], B[8][16];
     for (int t = 0; t < 32; t++) {
       auto* m = (Mma*)all[t];

@@ -1,0 +1,274 @@
+"""Dynamic quantization of activations on their way into a GEMM: what `BlockFormat.quantize` defines
+with a tensor scale a row, bit for bit; what it writes is code * scale, a bfloat16.
+
+    block: one row; its warps take pieces of 128 neighbours, four to a lane
+        rotation: butterflies within the lane, then by shuffles between lanes
+        [the row's largest |x|: of lanes, warps, block]      formats with a tensor scale: x is read
+        the largest |x| of a format's block, by shuffles      twice, from the L2 cache
+        scale, rounding, product
+
+Without a format x is split into the sum of two bfloat16, which keeps 16 bits of it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import BlockFormat
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.targets.cuda.intrinsics import (
+    WARP,
+    Device,
+    Expr,
+    Registers,
+    barrier,
+    bound,
+    int64,
+    kernel,
+    launch,
+    let,
+)
+from lbcompiler.targets.cuda.layout import DEPTH, depths
+from lbcompiler.targets.cuda.rounding import (
+    HIGH_PART,
+    INFINITY,
+    LOW_PART,
+    MAGNITUDE,
+    POWER,
+    PRODUCT,
+    QUOTIENT,
+    SHUFFLE,
+    SHUFFLE_INT,
+    SUM,
+    TO_BFLOAT16,
+    block_exponent,
+    block_scale,
+    check_rule,
+    tensor_scale,
+    to_value,
+)
+
+EACH = 4  # neighbours of a lane
+PIECE = WARP * EACH
+MOST_WARPS = 8
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """x f32 (M, k) -> bfloat16 (as uint16) (M, parts, Kp)[, row scales f32 (M, 1)]."""
+
+    fmt: BlockFormat | None
+    rotation: Rotation | None = None
+
+    def build(self, k: int, rule: str) -> Any:
+        """The PrimFunc. ConfigError for a rule that searches and for a rotation it cannot do."""
+        if self.fmt is not None:
+            check_rule(self.fmt, rule)
+        if self.rotation is not None:
+            _check_rotation(self.rotation, k)
+        with kernel() as builder:
+            m = tirx.Var("m", "int64")
+            x = T.arg("x", T.buffer((m, k), "float32"))
+            parts = 2 if self.fmt is None else 1
+            out = T.arg("values", T.buffer((m, parts, depths(k) * DEPTH), "uint16"))
+            row_scales = None
+            if self.fmt is not None and self.fmt.has_tensor_scale:
+                row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
+            warps = min(MOST_WARPS, _pieces(k))
+            with launch([m], warps * WARP) as (place, thread):
+                _Row(self, k, rule, x, out, row_scales, place[0], thread, warps).emit()
+        return builder.get()
+
+
+def _check_rotation(rotation: Rotation, k: int) -> None:
+    if rotation.size > PIECE:
+        raise ConfigError(
+            f"{rotation.name} is larger than the {PIECE} neighbours that a warp of the CUDA target "
+            f"rotates while it quantizes; choose a size up to {PIECE}"
+        )
+    if not rotation.divides(k):
+        raise ConfigError(f"{rotation.name} needs a K in multiples of {rotation.size}: {k}")
+
+
+def _pieces(k: int) -> int:
+    return -(-depths(k) * DEPTH // PIECE)
+
+
+class _Row:
+    """The code of one block of threads."""
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        k: int,
+        rule: str,
+        x: Any,
+        out: Any,
+        row_scales: Any,
+        row: Expr,
+        thread: Expr,
+        warps: int,
+    ) -> None:
+        self.fmt, self.rotation = quantizer.fmt, quantizer.rotation
+        self.k, self.rule, self.x, self.out, self.row_scales = k, rule, x, out, row_scales
+        self.row, self.warps = int64(row), warps
+        self.lane, self.warp = let(thread % WARP), let(thread // WARP)
+
+    def emit(self) -> None:
+        g = None if self.row_scales is None else self._row_scale()
+        with T.serial(-(-_pieces(self.k) // self.warps)) as turn:
+            piece = let(turn * self.warps + self.warp)
+            with T.If(piece < _pieces(self.k)), T.Then():
+                start = let(piece * PIECE + self.lane * EACH)
+                values = self._load(start)
+                self._store(start, self._quantized(start, values, g))
+
+    def _load(self, start: Expr) -> Registers:
+        """Four neighbours, rotated; zeros beyond the row."""
+        v = Registers(EACH, "float32")
+        v.clear()
+        if self.k % EACH == 0:
+            with T.If(start < self.k), T.Then():
+                load_floats(v, self.x.ptr_to([self.row, int64(start)]))
+        else:
+            for i in range(EACH):
+                with T.If(start + i < self.k), T.Then():
+                    v[i] = self.x[self.row, int64(start + i)]
+        if self.rotation is not None:
+            self._rotate(self.rotation, v)
+        return v
+
+    def _rotate(self, rotation: Rotation, v: Registers) -> None:
+        if rotation.seed is not None:
+            signs = _signs(rotation)(self.lane)
+            held = bound(signs, "int32")
+            for i in range(EACH):
+                is_negative = tirx.EQ(held >> i & 1, 1)
+                v[i] = tirx.Select(is_negative, tirx.const(-1.0, "float32") * v[i], v[i])
+        distance = 1
+        while distance < rotation.size:
+            if distance < EACH:
+                for i in range(EACH):
+                    if not i & distance:
+                        first, second = bound(v[i], "float32"), bound(v[i + distance], "float32")
+                        v[i], v[i + distance] = SUM(first, second), _DIFFERENCE(first, second)
+            else:
+                apart = distance // EACH
+                is_second = tirx.NE(self.lane & apart, 0)
+                for i in range(EACH):
+                    other = bound(SHUFFLE(v[i], apart), "float32")
+                    mine = bound(v[i], "float32")
+                    v[i] = tirx.Select(is_second, _DIFFERENCE(other, mine), SUM(mine, other))
+            distance *= 2
+        for i in range(EACH):
+            v[i] = PRODUCT(v[i], tirx.const(float(rotation.factor), "float32"))
+
+    def _row_scale(self) -> Expr:
+        """g, from the largest finite |x| of the row, and stored."""
+        assert self.fmt is not None
+        largest = Registers(1, "int32")
+        largest.clear()
+        with T.serial(-(-_pieces(self.k) // self.warps)) as turn:
+            piece = let(turn * self.warps + self.warp)
+            with T.If(piece < _pieces(self.k)), T.Then():
+                v = self._load(let(piece * PIECE + self.lane * EACH))
+                for i in range(EACH):
+                    bits = bound(MAGNITUDE(v[i]), "int32")
+                    finite = tirx.Select(bits < INFINITY, bits, tirx.const(0, "int32"))
+                    largest[0] = tirx.Max(largest[0], finite)
+        self._spread_maximum(largest, WARP)
+        shared = T.alloc_buffer((self.warps,), "int32", scope="shared")
+        with T.If(tirx.EQ(self.lane, 0)), T.Then():
+            T.buffer_store(shared, largest[0], [self.warp])
+        barrier()
+        for warp in range(self.warps):
+            largest[0] = tirx.Max(largest[0], shared[warp])
+        g = bound(tensor_scale(self.fmt.element)(largest[0]), "float32")
+        with T.If(tirx.And(tirx.EQ(self.lane, 0), tirx.EQ(self.warp, 0))), T.Then():
+            T.buffer_store(self.row_scales, g, [self.row, int64(0)])
+        return g
+
+    def _spread_maximum(self, largest: Registers, lanes: int) -> None:
+        """The maximum over groups of neighbouring lanes, in each of them."""
+        apart = 1
+        while apart < lanes:
+            other = bound(SHUFFLE_INT(largest[0], apart), "int32")
+            largest[0] = tirx.Max(largest[0], other)
+            apart *= 2
+
+    def _quantized(self, start: Expr, v: Registers, g: Expr | None) -> list[list[Expr]]:
+        """[part][neighbour], float32 that bfloat16 holds or rounds."""
+        if self.fmt is None:
+            high = [bound(HIGH_PART(v[i]), "float32") for i in range(EACH)]
+            return [high, [bound(LOW_PART(v[i], high[i]), "float32") for i in range(EACH)]]
+        largest = Registers(1, "int32")
+        largest[0] = MAGNITUDE(v[0])
+        for i in range(1, EACH):
+            largest[0] = tirx.Max(largest[0], MAGNITUDE(v[i]))
+        self._spread_maximum(largest, self.fmt.block // EACH)
+        element, amax = self.fmt.element, largest[0]
+        zero, nan = tirx.const(0.0, "float32"), tirx.const(np.nan, "float32")
+        if g is None:
+            exponent = bound(block_exponent(element, self.rule)(amax), "int32")
+            scale = bound(POWER(exponent), "float32")
+            inverse = bound(POWER(tirx.const(0, "int32") - exponent), "float32")
+            units = [PRODUCT(v[i], inverse) for i in range(EACH)]
+        else:
+            scale = bound(block_scale(element)(amax, g), "float32")
+            divisor = bound(PRODUCT(scale, g), "float32")
+            units = [QUOTIENT(v[i], divisor) for i in range(EACH)]
+        values = []
+        for i, unit in enumerate(units):
+            product = PRODUCT(to_value(element)(unit), scale)
+            kept = tirx.Select(tirx.EQ(amax, 0), zero, product)
+            value = tirx.Select(amax < INFINITY, kept, nan)
+            if self.k % self.fmt.block:  # padding of a NaN block is zeros, too
+                value = tirx.Select(start + i < self.k, value, zero)
+            values.append(bound(value, "float32"))
+        return [values]
+
+    def _store(self, start: Expr, parts: list[list[Expr]]) -> None:
+        with T.If(start < depths(self.k) * DEPTH), T.Then():
+            for number, values in enumerate(parts):
+                place = self.out.ptr_to([self.row, int64(number), int64(start)])
+                _STORE.run(place, TO_BFLOAT16(*values[:2]), TO_BFLOAT16(*values[2:]))
+
+
+def load_floats(registers: Registers, pointer: Expr) -> None:
+    """Four float32 at a multiple of 16 bytes."""
+    _LOAD.run(registers.pointer(), pointer)
+
+
+def _signs(rotation: Rotation) -> Device:
+    """lane -> bit i set where its neighbour i changes sign."""
+    bits = np.resize(rotation.signs, PIECE) < 0
+    words = [int(word) for word in np.packbits(bits, bitorder="little").view("<u4")]
+    w = [f"0x{word:08X}u" for word in words]
+    name = f"lb_signs_{rotation.size}_{rotation.seed}"
+    text = (
+        f"__device__ __forceinline__ int {name}(int lane) {{ const unsigned w = lane < 16 ? "
+        f"(lane < 8 ? {w[0]} : {w[1]}) : (lane < 24 ? {w[2]} : {w[3]}); "
+        "return w >> (lane % 8 * 4) & 15; }"
+    )
+    return Device(name, text, "int32")
+
+
+_DIFFERENCE = Device(
+    "lb_minus",
+    "__device__ __forceinline__ float lb_minus(float a, float b) { return __fsub_rn(a, b); }",
+    "float32",
+)
+_LOAD = Device(
+    "lb_load_floats",
+    "__device__ __forceinline__ void lb_load_floats(float* r, const void* p) { const float4 v = "
+    "*reinterpret_cast<const float4*>(p); r[0] = v.x; r[1] = v.y; r[2] = v.z; r[3] = v.w; }",
+)
+_STORE = Device(
+    "lb_store_pairs",
+    "__device__ __forceinline__ void lb_store_pairs(void* p, unsigned a, unsigned b) "
+    "{ *reinterpret_cast<uint2*>(p) = make_uint2(a, b); }",
+)
