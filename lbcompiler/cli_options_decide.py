@@ -54,6 +54,16 @@ Smooth = Annotated[
         rich_help_panel=CALIBRATION,
     ),
 ]
+Outliers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|off|N",
+        help="Multiply outlier channels of inputs a second time, in mxint8, where measuring says "
+        "that it helps: those that stand out (LLM.int8()), none, or the N loudest of each input.",
+        show_default="off",
+        rich_help_panel=CALIBRATION,
+    ),
+]
 CalibrationData = Annotated[
     str | None,
     typer.Option(

@@ -54,10 +54,11 @@ from lbcompiler.passes import (
     Rotate,
     SelectFormats,
     Smooth,
+    SplitOutliers,
     quantize,
 )
 from lbcompiler.pipeline import Pass, Progress, run, silent
-from lbcompiler.quantizers import QUANTIZERS
+from lbcompiler.quantizers import QUANTIZERS, round_to_nearest
 from lbcompiler.target import Target
 from lbcompiler.targets import target_named
 from lbcompiler.weights_file import write_weights
@@ -93,6 +94,7 @@ def compile(
     hadamard: str | int | None = None,
     hadamard_seed: int | None = None,
     smooth: str | None = None,
+    outliers: str | int | None = None,
     calibration: str | None = None,
     calibration_data: Any = None,
     calibration_samples: int | None = None,
@@ -142,6 +144,7 @@ def compile(
         "hadamard": hadamard,
         "hadamard_seed": hadamard_seed,
         "smooth": smooth,
+        "outliers": outliers,
         "calibration": calibration,
         "calibration_data": said_data(calibration_data),
         "calibration_samples": calibration_samples,
@@ -261,10 +264,12 @@ def said_data(data: Any) -> str | None:
 def _lower(
     model: Model, decided: Decided | None, config: CompileConfig, target: Target, dump: Dump
 ) -> Model:
-    quantizer = QUANTIZERS[config.quantizer].quantize
+    quantizer, known = QUANTIZERS[config.quantizer].quantize, None
+    if decided is not None:  # what is left to quantize are outliers, in a wide format
+        quantizer, known = round_to_nearest, decided.codes(model.module)
     passes: tuple[Pass, ...] = (
         *(_forced(model, config) if decided is None else _applied(decided)),
-        *quantize(quantizer, None if decided is None else decided.weights),
+        *quantize(quantizer, known),
         *target.passes,
         LiftWeights(),
     )
@@ -357,7 +362,8 @@ def _layer_record(layer: Layer) -> LayerRecord:
 
 def _applied(decided: Decided) -> tuple[Pass, ...]:
     smooth = (Smooth(decided.smoothings),) if decided.smoothings else ()
-    return (*smooth, ApplyDecisions(decided.decisions))
+    split = (SplitOutliers(decided.splits),) if decided.splits else ()
+    return (*smooth, *split, ApplyDecisions(decided.decisions))
 
 
 def _forced(model: Model, config: CompileConfig) -> tuple[Pass, ...]:
@@ -370,19 +376,27 @@ def _forced(model: Model, config: CompileConfig) -> tuple[Pass, ...]:
 
 
 def _effective_bits(model: Model) -> float | None:
-    """Of a weight's element, over all layers that were to be quantized; a float has 32."""
+    """Of a weight's element, over all layers that were to be quantized; a float has 32. Outliers
+    that a second product holds again are bits, and no elements.
+    """
     asked = [layer for layer in model.layers.values() if layer.requested != FLOAT]
-    elements = [prod(layer.shape) for layer in asked]
-    if not sum(elements):
+    elements = sum(prod(layer.shape) - _again(layer) for layer in asked)
+    if not elements:
         return None
-    bits = [bits_of(layer.realized) for layer in asked]
-    return sum(b * e for b, e in zip(bits, elements, strict=True)) / sum(elements)
+    return sum(bits_of(layer.realized) * prod(layer.shape) for layer in asked) / elements
+
+
+def _again(layer: Layer) -> int:
+    """Elements of the layer's weight that the layer of its outliers holds as well."""
+    return layer.shape[0] * layer.outliers
 
 
 def _totals(model: Model) -> Totals:
     quantized = [layer for layer in model.layers.values() if layer.weight_format != "none"]
     names = {name for layer in quantized for name in layer.weights}
-    elements = {layer.weights[0]: prod(layer.shape) for layer in quantized if layer.weights}
+    elements = {
+        layer.weights[0]: prod(layer.shape) - _again(layer) for layer in quantized if layer.weights
+    }
     return Totals(
         layers=len(model.layers),
         quantized=len(quantized),

@@ -113,6 +113,7 @@ class CompileConfig(BaseModel):
     hadamard: Literal["auto", "off"] | int | None = None  # None: auto with a quantizer that rotates
     hadamard_seed: NonNegativeInt | None = None  # random signs; None: no signs
     smooth: Literal["auto", "off"] = "off"
+    outliers: Literal["auto", "off"] | int = "off"  # channels to multiply in a wider format
     calibration: Literal["random"] | None = None
     calibration_data: str | None = None
     calibration_samples: PositiveInt | None = None
@@ -184,6 +185,16 @@ class CompileConfig(BaseModel):
             raise ConfigError("calibration random was given, and calibration data: say one of them")
         if self.hadamard_seed is not None and not self.rotates:
             raise ConfigError("hadamard_seed was given, but no rotation is asked for: --hadamard")
+        if self.outliers != "off" and self.activation_format is None:
+            raise ConfigError(
+                f"outliers {self.outliers} splits off what would spoil rounded activations, and "
+                "act_format is none: say one or the other"
+            )
+        if isinstance(self.outliers, int) and self.outliers < 1:
+            raise ConfigError(
+                f"outliers {self.outliers}: say how many channels of each input may be split off, "
+                "1 or more, or auto or off"
+            )
         if isinstance(self.hadamard, int) and (self.hadamard < 2 or self.hadamard.bit_count() != 1):
             raise ConfigError(
                 f"a Hadamard rotation has a size of 2, 4, 8, .. (usually 16 to 128), not "
@@ -221,6 +232,7 @@ class CompileConfig(BaseModel):
             self.budget is not None
             or QUANTIZERS[self.quantizer].needs_hessian
             or self.smooth == "auto"
+            or self.outliers != "off"
             or (self.rotates and not isinstance(self.hadamard, int))
             or self.calibration is not None
             or self.calibration_data is not None

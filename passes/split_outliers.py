@@ -95,14 +95,21 @@ def arrangements(module: Any, splits: Mapping[str, Split]) -> dict[str, Arrangem
     return _Plan(module, splits).arrangements
 
 
+def row_orders(module: Any, splits: Mapping[str, Split]) -> dict[str, Array]:
+    """By layer, of those that compute an input that is reordered: the order of their rows."""
+    plan = _Plan(module, splits)
+    return {plan.layers[variable]: order for variable, order in plan.rows.items()}
+
+
 class _Plan:
     """arrangements: by layer; rows: the order of the rows of linears that are reordered, by their
-    variables.
+    variables; layers: their names, by their variables.
     """
 
     def __init__(self, module: Any, splits: Mapping[str, Split]) -> None:
         self.arrangements: dict[str, Arrangement] = {}
         self.rows: dict[Any, np.ndarray] = {}
+        self.layers: dict[Any, str] = {}
         channels, missing = Channels(module), set(splits)
         for x, layers in channels.groups.items():
             given = {layer: splits[layer] for layer in layers if layer in splits}
@@ -131,6 +138,7 @@ class _Plan:
         for layer in layers:
             self.arrangements.setdefault(layer, Arrangement(found.order, ()))
         self.rows.update(dict.fromkeys(producers, found.order))
+        self.layers.update({var: str(channels.bound[var].attrs["layer"]) for var in producers})
 
 
 def _producers(x: Any, channels: Channels) -> list[Any]:

@@ -5,18 +5,21 @@ Groups are independent, so they go through joblib: processes of this machine (lo
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from lbcompiler.calibration.state import State
 from lbcompiler.decisions.candidates import Choice, GroupProblem, Options, Solution, solve
+from lbcompiler.decisions.cut import OFF
 from lbcompiler.errors import ConfigError, LbcError
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.model import Array
 from lbcompiler.pipeline import Progress
 
 Formats = Sequence[tuple[str, str]]  # (weight format, activation format)
+Names = Sequence[str]  # of a group's solutions, in their order
 Solutions = dict[str, list[Solution]]  # by group; without their weights
 
 
@@ -29,7 +32,7 @@ class CandidateStore:
 
     def weights(self, group: str, solution: Solution) -> tuple[Quantized, ...]:
         """The quantized weights of the group's layers, in their order."""
-        kept = self.state.load(self._name(group, solution.choice.weight_format))
+        kept = self.state.load(self._name(group, solution.choice.name))
         if kept is None:
             raise LbcError(
                 f"the state folder {self.state.path} has lost the weights of layer {group!r}: "
@@ -37,31 +40,32 @@ class CandidateStore:
             )
         return _quantized(kept)
 
-    def load(self, group: str, formats: Formats) -> list[Solution] | None:
-        """What was kept for a group in all these formats; None where one is missing."""
-        records = [self.state.load_record(self._name(group, weight)) for weight, _ in formats]
+    def load(self, group: str, names: Names) -> list[Solution] | None:
+        """What was kept for a group under all these names; None where one is missing."""
+        records = [self.state.load_record(self._name(group, name)) for name in names]
         if any(record is None for record in records):
             return None
-        return [
-            Solution(Choice(**record["choice"]), record["error"], record["plain_error"])
-            for record in records
-        ]
+        return [_solution(**record) for record in records]
 
-    def save(self, group: str, solutions: Sequence[Solution]) -> list[Solution]:
-        """Keep them; the same without their weights."""
-        for solution in solutions:
-            name = self._name(group, solution.choice.weight_format)
-            self.state.save(name, _arrays(solution.weights))
-            record = {
-                "choice": asdict(solution.choice),
-                "error": solution.error,
-                "plain_error": solution.plain_error,
-            }
-            self.state.save_record(name, record)
-        return [Solution(s.choice, s.error, s.plain_error) for s in solutions]
+    def save(self, group: str, names: Names, solutions: Sequence[Solution]) -> list[Solution]:
+        """Keep them; the same without their weights. One that is the same as another has a record
+        of its own and the other's weights.
+        """
+        kept = [replace(solution, weights=()) for solution in solutions]
+        for solution in {s.choice: s for s in solutions}.values():
+            self.state.save(self._name(group, solution.choice.name), _arrays(solution.weights))
+        for name, solution in zip(names, kept, strict=True):
+            record = asdict(solution)
+            del record["weights"]
+            self.state.save_record(self._name(group, name), record)
+        return kept
 
-    def _name(self, group: str, weight_format: str) -> str:
-        return f"{self.folder}/{file_name(group)}.{weight_format}"
+    def _name(self, group: str, name: str) -> str:
+        return f"{self.folder}/{file_name(group)}.{name}"
+
+
+def _solution(choice: dict[str, Any], **measured: Any) -> Solution:
+    return Solution(Choice(**choice | {"outliers": tuple(choice["outliers"])}), **measured)
 
 
 def file_name(group: str) -> str:
@@ -82,7 +86,10 @@ def make_candidates(
     """Every group's solutions; `problem` is asked for in the parent process.
 
     Raises ConfigError where a worker died."""
-    found = {group: store.load(group, formats) for group in groups}
+    names = [weight for weight, _ in formats]
+    if options.outliers != OFF:
+        names += [f"{weight}.split" for weight in names]
+    found = {group: store.load(group, names) for group in groups}
     missing = [group for group, solutions in found.items() if solutions is None]
     from joblib import Parallel, delayed
 
@@ -92,7 +99,7 @@ def make_candidates(
         with _backend(backend, jobs), _told(store):
             parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs)
             for done, (group, solutions) in enumerate(parallel(work), 1):
-                found[group] = store.save(group, solutions)
+                found[group] = store.save(group, names, solutions)
                 progress("quantize", len(groups) - len(missing) + done, len(groups))
     return {group: solutions for group, solutions in found.items() if solutions is not None}
 

@@ -27,6 +27,7 @@ from lbcompiler.calibration.tables import indexed_rows
 from lbcompiler.config import FLOAT, FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
+from lbcompiler.decisions.cut import OFF, WIDE
 from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of
 from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
@@ -39,6 +40,7 @@ from lbcompiler.formats import Quantized, format_named
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.smoothing import Smoothing
 from lbcompiler.passes.smooth import Smooth
+from lbcompiler.passes.split_outliers import can_reorder
 from lbcompiler.pipeline import Progress, run
 from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.smoothing import Rounding
@@ -125,6 +127,7 @@ class _Decider:
         self.key = [*self.data_key, *decided]
         self.store = CandidateStore(state, f"candidates-{_digest(self.key)}")
         self.smoothings: dict[str, Smoothing] = {}
+        self.reordering: set[str] = set()
 
     def _check_rotation(self) -> None:
         size = self.config.hadamard
@@ -143,12 +146,23 @@ class _Decider:
         statistics = self._statistics(self.data_key)
         if self.config.smooth == "auto":
             statistics = self._smoothed(statistics)
+        self.reordering = self._reordering()
         solutions = self._candidates(statistics)
         known = Measured(self.parts, self.simulator.weight, statistics, solutions, self.smoothings)
         if self.config.chooses:
             return self._planned(known)
-        chosen = {group: options[0] for group, options in solutions.items()}
+        chosen = {group: options[-1] for group, options in solutions.items()}
         return self._result({g: Option(s, 0.0, 0.0) for g, s in chosen.items()}), known
+
+    def _reordering(self) -> set[str]:
+        """Groups whose input channels can have any order, for their outliers to stand together."""
+        if self.config.outliers == OFF:
+            return set()
+        return {
+            layer
+            for layer, reason in can_reorder(self.simulator.model.module).items()
+            if not reason
+        }
 
     def _statistics(self, key: list[Any]) -> Statistics:
         name = f"statistics-{_digest(key)}"
@@ -171,7 +185,9 @@ class _Decider:
         def problem(group: str) -> GroupProblem:
             known = statistics[group]
             weights = tuple(self.simulator.weight(layer) for layer in self.parts[group])
-            return GroupProblem(weights, known.mean_hessian, known.sample)
+            return GroupProblem(
+                weights, known.mean_hessian, known.sample, known.absmax, group in self.reordering
+            )
 
         return make_candidates(
             problem,
@@ -192,14 +208,15 @@ class _Decider:
             self.parts,
             self.store.weights,
             self.config.hadamard_seed,
+            self.reordering,
         )
         sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
         table = self._table(solutions, sensitivities, "" if budget is None else budget[0])
         planner = Planner(table, self._told(measurement.plan))
         plan = None if budget is None else _within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
-        if len(uniform) == 1:
-            plan = uniform[0]
+        if budget is None and len(self.config.candidates) == 1:
+            plan = uniform[-1]
         front = planner.front()
         decided = self._result({} if plan is None else plan.chosen, front)
         return decided, replace(
@@ -217,20 +234,27 @@ class _Decider:
         if self.config.sensitivity == "output":
             return {g: [Divergence(s.error) for s in row] for g, row in solutions.items()}
         name = f"{self.store.folder}/sensitivity"
-        keys = {g: ",".join(s.choice.weight_format for s in row) for g, row in solutions.items()}
         known = self.state.load_record(name) or {}
-        wanted = {g: row for g, row in solutions.items() if keys[g] not in known.get(g, {})}
+        missing = {
+            group: list(
+                {s.choice: s for s in row if s.choice.name not in known.get(group, {})}.values()
+            )
+            for group, row in solutions.items()
+        }
+        wanted = {group: row for group, row in missing.items() if row}
         done = len(solutions) - len(wanted)
         self.progress("sensitivity", done, len(solutions))
         for group, found in measurement.alone(wanted):
-            record = [[d.noise, d.kl] for d in found]
-            known.setdefault(group, {})[keys[group]] = record
+            record = {
+                s.choice.name: [d.noise, d.kl] for s, d in zip(wanted[group], found, strict=True)
+            }
+            known[group] = known.get(group, {}) | record
             self.state.save_record(name, known)
             done += 1
             self.progress("sensitivity", done, len(solutions))
         return {
-            group: [Divergence(noise, kl) for noise, kl in known[group][keys[group]]]
-            for group in solutions
+            group: [Divergence(*known[group][s.choice.name]) for s in row]
+            for group, row in solutions.items()
         }
 
     def _table(
@@ -243,17 +267,23 @@ class _Decider:
             if FLOAT_CANDIDATE in self.config.candidates:
                 offered.append((None, 0.0))
             options[group] = [
-                Option(solution, cost, self._load(group, solution, budget))
-                for solution, cost in offered
+                Option(s, cost, self._load(group, s, budget), self._bits(group, s))
+                for s, cost in offered
             ]
         return Table(options, self.elements)
+
+    def _bits(self, group: str, solution: Solution | None) -> float:
+        """Of an element of the group's weights, with those that a second product holds again."""
+        if solution is None:
+            return bits_of(FLOAT)
+        k = int(self.simulator.weight(self.parts[group][0]).shape[1])
+        return bits_of(solution.choice.weight_format) + bits_of(WIDE) * solution.taken / k
 
     def _load(self, group: str, solution: Solution | None, budget: str) -> float:
         if budget == "max_latency":
             shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
             return kernel_seconds(solution, shapes)
-        fmt = FLOAT if solution is None else solution.choice.weight_format
-        return bits_of(fmt) * self.elements[group]
+        return self._bits(group, solution) * self.elements[group]
 
     def _told(self, measure: Measure) -> Measure:
         """`measure` that says how many plans it has measured."""
@@ -270,17 +300,20 @@ class _Decider:
     def _result(self, picked: Mapping[str, Option], front: Sequence[Plan] = ()) -> Decided:
         """Of a choice that was made from a front; without one there was none to make."""
         ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
-        decisions, weights = {}, {}
+        decisions, weights, splits = {}, {}, {}
         for group, option in picked.items():
             reason = _reason(option, ranks[group] if front else 0, len(picked), self.config)
             for i, layer in enumerate(self.parts[group]):
                 decisions[layer] = decision_of(option.solution, reason, self.config.hadamard_seed)
+                if option.solution is not None and option.solution.choice.split is not None:
+                    splits[layer] = option.solution.choice.split
                 if option.solution is not None:
                     weights[layer] = partial(self._layer_weight, group, option.solution, i)
         return Decided(
             decisions,
             weights,
             self.smoothings,
+            splits,
             tuple(self._point(p) for p in front),
         )
 
@@ -312,6 +345,7 @@ def _options(config: CompileConfig) -> Options:
         rule=config.scale_rule or "",
         rules=searched,
         act_rules=(config.act_scale_rule,) if config.act_scale_rule else ACT_RULES,
+        outliers=config.outliers,
     )
 
 
@@ -351,6 +385,10 @@ def _reason(option: Option, rank: int, count: int, config: CompileConfig) -> str
         words.append(f"output error {error:.2e}, {plain:.2e} rounded to nearest")
         if config.rotates and not option.solution.choice.hadamard:
             words.append("no rotation lowers it")
+        if option.solution.choice.outliers:
+            words.append(f"{option.solution.taken} channels split off for their outliers")
+        elif config.outliers != OFF:
+            words.append("no split lowers it")
     if rank:
         words.append(f"alone it costs {option.cost:.2e}, number {rank} of {count}")
     return "; ".join(words)

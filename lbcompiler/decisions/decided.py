@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from lbcompiler.config import FLOAT, WEIGHT_ONLY
 from lbcompiler.decisions.candidates import Solution
 from lbcompiler.formats import Quantized
+from lbcompiler.ir.model import Array
+from lbcompiler.ir.outliers import Split
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.ir.smoothing import Smoothing
 from lbcompiler.passes.apply_decisions import Decision
+from lbcompiler.passes.split_outliers import row_orders
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,30 @@ class ParetoPoint:
 
 @dataclass(frozen=True)
 class Decided:
-    """decisions: by layer; weights: layer -> its codes; pareto: few bits first."""
+    """decisions: by layer; weights: layer -> its codes, rows in their order in the source, columns
+    as the layer's split has them; pareto: few bits first.
+    """
 
     decisions: Mapping[str, Decision]
     weights: Mapping[str, Callable[[], Quantized]]
     smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
+    splits: Mapping[str, Split] = field(default_factory=dict)
     pareto: tuple[ParetoPoint, ...] = ()
+
+    def codes(self, module: Any) -> dict[str, Callable[[], Quantized]]:
+        """`weights` as the layers of a module have them whose outliers are split off: with the rows
+        of those that compute a reordered input reordered too.
+        """
+        orders = row_orders(module, self.splits)
+        return {
+            layer: load if layer not in orders else partial(_in_order, load, orders[layer])
+            for layer, load in self.weights.items()
+        }
+
+
+def _in_order(load: Callable[[], Quantized], rows: Array) -> Quantized:
+    q = load()
+    return Quantized(q.codes[rows], q.scales[rows], q.tensor_scale)
 
 
 def decision_of(solution: Solution | None, reason: str, seed: int | None) -> Decision:

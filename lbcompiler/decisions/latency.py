@@ -6,6 +6,7 @@ from functools import cache
 from lbcompiler.bench.timing import interleaved
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.decisions.candidates import Solution
+from lbcompiler.decisions.cut import WIDE
 from lbcompiler.formats import format_named
 from lbcompiler.targets.cpu import tuned_for
 from lbcompiler.targets.cpu.bench import timed_linear
@@ -21,7 +22,10 @@ def kernel_seconds(solution: Solution | None, shapes: Sequence[tuple[int, ...]])
     if solution is None:
         return float("inf")
     choice = solution.choice
-    return sum(_seconds(choice.weight_format, choice.act_format, n, k) for n, k in shapes)
+    seconds = sum(_seconds(choice.weight_format, choice.act_format, n, k) for n, k in shapes)
+    if not solution.taken:
+        return seconds
+    return seconds + sum(_seconds(WIDE, WIDE, n, solution.taken) for n, _ in shapes)
 
 
 @cache

@@ -5,7 +5,7 @@ logits over the words it reads, and for any model the noise of its outputs relat
 Errors of layers do not add up exactly, so a plan is believed only once it was measured here."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -80,8 +80,12 @@ class Measurement:
         parts: Mapping[str, Sequence[str]],
         weights: WeightsOf,
         seed: int | None,
+        reordering: Container[str] = (),
     ) -> None:
-        """parts: the layers of each group that solutions are of; the others stay in float."""
+        """parts: the layers of each group that solutions are of; the others stay in float.
+        reordering: groups whose input channels can have any order.
+        """
+        self._reordering = reordering
         self.simulator, self._feeds = simulator, list(batches)
         self._parts, self._weights, self._seed = parts, weights, seed
         self._float = float_linears(simulator)
@@ -139,11 +143,18 @@ class Measurement:
                 fmt = format_named(solution.choice.weight_format)
                 quantized = self._weights(group.name, solution)
                 held[group.name] = [fmt.dequantize(q) for q in quantized]
-            part, read = self._parts[group.name], as_read(x, solution.choice, self._seed)
+            part, choice = self._parts[group.name], solution.choice
+            cut = choice.cut(group.name, group.k, reorders=group.name in self._reordering)
+            read = as_read(x if cut is None else cut.ordered(x), choice, self._seed)
             results = {
                 layer: dense(read, weight, self.simulator.bias(layer))
                 for layer, weight in zip(part, held[group.name], strict=True)
             }
+            if cut is not None:
+                rows = x.reshape(-1, group.k)
+                for layer, y in results.items():
+                    beside = cut.beside(rows, self.simulator.weight(layer))
+                    y += beside.reshape(y.shape)
             rest = Group(tuple(n for n in group.layers if n not in part), group.k)
             return results | dict(self._float(rest, x))
 

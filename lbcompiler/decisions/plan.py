@@ -26,21 +26,17 @@ POINTS = 9  # of the front
 @dataclass(frozen=True)
 class Option:
     """solution None: float. cost: measured alone; load: what the budget counts, summed over the
-    group.
+    group; bits: of a weight's element.
     """
 
     solution: Solution | None
     cost: float
     load: float
+    bits: float = FLOAT_BITS
 
     @property
     def format(self) -> str:
         return FLOAT if self.solution is None else self.solution.choice.weight_format
-
-    @property
-    def bits(self) -> float:
-        """Of a weight's element."""
-        return bits_of(self.format)
 
 
 @dataclass(frozen=True)
