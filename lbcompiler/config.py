@@ -31,7 +31,8 @@ from lbcompiler.quantizers import QUANTIZERS
 WEIGHT_ONLY = "none"
 FLOAT = "float32"
 FLOAT_CANDIDATE = "float"  # among formats to choose from: a layer may stay as it is
-ACTIVATION_RULES = {"floor", "rceil", "even", "absmax"}  # those that a kernel computes on the fly
+# those that a kernel computes on the fly
+ACTIVATION_RULES = {"floor", "rceil", "even", "absmax", "four_over_six"}
 
 BUDGETS = ("effective_bits", "max_kl", "min_qsnr", "max_latency")
 CANDIDATES = ("nvfp4", "nvint4", "mxfp4", "mxfp6", "mxint6", "mxint8")  # where a budget says none

@@ -19,7 +19,8 @@ NV (an E4M3 byte under a float32 tensor scale g, which puts the largest block at
 
 A searched rule compares the error of what will be stored: the scale s is rounded first, then s^2
 times the sum over the block of (x / scale - code)^2, each times the importance of its column if
-there is one, added in ascending order. Between equal errors the candidate tried first stays.
+there is one, added in halves: each with that half a block further on, then those with the ones a
+quarter further on, and so forth. Between equal errors the candidate tried first stays.
 """
 
 from collections.abc import Callable
@@ -83,9 +84,11 @@ class Blocks:
         scaled *= scaled
         if self.importance is not None:
             scaled *= self.importance
-        total = np.zeros(len(scaled), np.float32)
-        for column in np.ascontiguousarray(scaled.T):
-            total += column
+        columns: Floats = np.ascontiguousarray(scaled.T)
+        while len(columns) > 1:
+            half = len(columns) // 2
+            columns = columns[:half] + columns[half:]
+        total: Floats = columns[0]
         return total
 
 

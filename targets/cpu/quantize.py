@@ -13,6 +13,7 @@ sums. What is left of a row goes in eight, four, two and one.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from tvm import tirx
@@ -22,7 +23,7 @@ from tvm.tirx.script import builder as T
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.cpu import plain
-from lbcompiler.targets.cpu.block_scales import RULES, Scales, scales_of
+from lbcompiler.targets.cpu.block_scales import LARGEST, RULES, Scales, scales_of
 from lbcompiler.targets.cpu.decode import divisor
 from lbcompiler.targets.cpu.float_activations import PairRows
 from lbcompiler.targets.cpu.intrinsics import (
@@ -34,6 +35,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     cast,
     choose,
     every,
+    fma,
     kernel,
     lanes_at,
     let,
@@ -266,7 +268,7 @@ class Quantizer:
                 flags.begin()
             g = None
             if row_scales is not None:
-                g = bound(self._row_scale(row, k))
+                g = bound(self._row_scale(row, k, rule))
                 T.buffer_store(row_scales, g, [row, 0])
 
             def load_from(start: Expr, valid: int) -> Expr:
@@ -274,13 +276,27 @@ class Quantizer:
 
             for first, count, valid in _groups(k, self.fmt.block):
                 group = Group(row, first, count, self.fmt.block, valid, load_from)
-                emit(group, scales_of(self.fmt, rule, _maxima(group), g))
+                errors = partial(self._errors, group)
+                emit(group, scales_of(self.fmt, rule, _maxima(group), g, errors))
             if flags is not None:
                 flags.finish(row)
 
-    def _row_scale(self, row: Expr, k: int) -> Expr:
-        """g: the largest finite |x| of the row over max * 448, at least 2^-126; 1 for a row of
-        zeros.
+    def _errors(self, group: Group, scale: Scales) -> Expr:
+        """Sum over each block of (x / scale - code)^2, float32 in the block's lanes; of blocks of
+        one vector. Added in halves, as the reference does.
+        """
+        squares = []
+        for j in range(group.count):
+            ((_, vector, _),) = group.vectors(j)
+            units = scale.units(vector, j * group.lanes)
+            error = bound(units - to_values(self.fmt.element, units))
+            # an FMA with zero is a product that no sum behind it can take into an FMA of its own
+            squares.append(bound(fma(error, error, like(error, "float32", 0.0))))
+        return reduce_each(squares, lambda a, b: a + b)
+
+    def _row_scale(self, row: Expr, k: int, rule: str) -> Expr:
+        """g: the largest finite |x| of the row over max * the rule's largest scale, at least
+        2^-126; 1 for a row of zeros.
         """
         largest = Registers(1, "int32", LANES)
         largest[0] = splat(0, "int32", LANES)
@@ -297,7 +313,7 @@ class Quantizer:
         if k % LANES:
             one_vector(k // LANES * LANES, k % LANES)
         amax = bound(real_of(reduce_max_unsigned(largest[0])))
-        g = bound(amax / _number(self.fmt.element.max * 448.0))
+        g = bound(amax / _number(self.fmt.element.max * LARGEST[rule]))
         at_least = tirx.Select(
             g < _number(_SMALLEST_TENSOR_SCALE), _number(_SMALLEST_TENSOR_SCALE), g
         )

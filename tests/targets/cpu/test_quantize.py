@@ -123,7 +123,7 @@ def test_long_corner_rows(isa) -> None:
     """Every block of a group gets its own maximum, scale, sum and flag."""
     x = np.resize(corner_rows().T, (LONG, 64)).T * np.exp2(-(np.arange(LONG) // 16 % 7))
     x = x.astype(np.float32)
-    for case in (("mxfp4", "rceil"), ("nvint4", "absmax")):
+    for case in (("mxfp4", "rceil"), ("nvint4", "absmax"), ("nvfp4", "four_over_six")):
         kernel = kernel_for(FORMATS["nvfp4"], FORMATS[case[0]], isa)
         module = compiled(isa, quantize=kernel.quantize(LONG, case[1]))
         check(kernel, module["quantize"], x, case[1])
@@ -134,6 +134,7 @@ def test_rotated_corner_rows(isa) -> None:
     """A rotation in the kernel is that of the reference, in every kind of operands."""
     rotations = [(Rotation(32), 96), (Rotation(16, seed=4), 80), (Rotation(64), 192)]
     cases = [("mxint8", "mxint8", "rceil"), ("nvfp4", "nvint4", "absmax")]
+    cases += [("nvfp4", "nvfp4", "four_over_six"), ("mxfp8", "nvint4", "four_over_six")]
     cases += [("mxfp8", "mxfp8", "rceil"), ("mxint8", "mxfp8_e5m2", "floor")]
     functions, checks = {}, []
     for rotation, k in rotations:
