@@ -132,8 +132,9 @@ MaxLatency = Annotated[
 Sensitivity = Annotated[
     str | None,
     typer.Option(
-        metavar="model|output",
-        help="How a layer's share of the damage is measured: on the model's output, or on its own.",
+        metavar="model|output|fisher",
+        help="How a layer's share of the damage is measured: on the model's output, on its own, or "
+        "by gradients of the model's output (of a .pt2, with torch).",
         show_default="model",
         rich_help_panel=CHOICE,
     ),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -36,11 +37,12 @@ from lbcompiler.artifact import (
     new_folder,
 )
 from lbcompiler.config import FLOAT, WEIGHT_ONLY, CompileConfig, make_config
-from lbcompiler.decisions.decide import decide
+from lbcompiler.decisions.decide import Gradients, decide
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.plan import bits_of
 from lbcompiler.decisions.work import Work
+from lbcompiler.errors import ConfigError
 from lbcompiler.files import unfinished
 from lbcompiler.frontend import hash_of, import_model, kind_of
 from lbcompiler.ir.dump import Dump, dump_into, no_dump
@@ -251,7 +253,22 @@ def measured(
         data = config.calibration_data or config.calibration
     observed = run(OBSERVE, imported)
     identity = {"model": hash_of(source) or "in memory", "inputs": json.dumps(config.inputs)}
-    return decide(observed, planned.layers, config, data, identity, work, progress)
+    gradients = _gradients(source, planned, config)
+    return decide(observed, planned.layers, config, data, identity, work, progress, gradients)
+
+
+def _gradients(source: Any, planned: Model, config: CompileConfig) -> Gradients | None:
+    """Of a torch program, where the choice is made by them. Raises ConfigError for another."""
+    if config.sensitivity != "fisher":
+        return None
+    if kind_of(source) != "torch":
+        raise ConfigError(
+            "sensitivity fisher takes gradients, which only torch gives: compile a .pt2 or a "
+            "torch.export program instead of ONNX, or choose sensitivity model"
+        )
+    from lbcompiler.decisions.fisher import fisher  # needs torch
+
+    return partial(fisher, source, planned.layers)
 
 
 def said_data(data: Any) -> str | None:

@@ -110,7 +110,7 @@ class CompileConfig(BaseModel):
     max_kl: PositiveFloat | None = None  # nats a token
     min_qsnr: float | None = None  # dB, of the worst output
     max_latency: float | None = Field(None, ge=1)  # times that of the fastest formats' kernels
-    sensitivity: Literal["output", "model"] = "model"
+    sensitivity: Literal["output", "model", "fisher"] = "model"
     hadamard: Literal["auto", "off"] | int | None = None  # None: auto with a quantizer that rotates
     hadamard_seed: NonNegativeInt | None = None  # random signs; None: no signs
     smooth: Literal["auto", "off"] = "off"

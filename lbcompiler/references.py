@@ -113,11 +113,13 @@ def _with_outputs(path: Path, taps: tuple[str, ...]) -> tuple[bytes, int]:
 class TorchReference:
     """A `torch.export` program: called whole, or node by node where values are tapped."""
 
-    def __init__(self, path: Path, taps: tuple[str, ...] = (), threads: int | None = None) -> None:
+    def __init__(self, path: Any, taps: tuple[str, ...] = (), threads: int | None = None) -> None:
+        """path: of a .pt2, or the program itself."""
         from lbcompiler.frontend.torch import functional_program
         from lbcompiler.frontend.torch_archive import load_program
 
-        program = load_program(path)
+        program = load_program(path) if isinstance(path, (str, Path)) else path
+        path = path if isinstance(path, (str, Path)) else "in memory"
         import torch
 
         if threads is not None:
@@ -143,23 +145,46 @@ class TorchReference:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
+        kept: dict[str, Array] = {}
+
+        def keep(name: str, value: Any) -> None:
+            kept[name] = _to_numpy(value)
+
+        call = _tapping(self._module, self._taps, keep) if self._taps else self._module.forward
+        with torch.no_grad():
+            result = self._called(call, feeds)
+        return kept | {
+            name: _to_numpy(value) for name, value in zip(self.outputs, result, strict=True)
+        }
+
+    def graded(self, feeds: Mapping[str, Array]) -> tuple[list[Any], dict[str, Any]]:
+        """The outputs, and the taps by name, as tensors: once something made of the outputs was
+        differentiated, `grad` of a tap holds its gradient. Raises InputError.
+        """
+        self._module.requires_grad_(False)
+        kept: dict[str, Any] = {}
+
+        def keep(name: str, value: Any) -> None:
+            kept[name] = value
+            if value.requires_grad:
+                value.retain_grad()
+            else:
+                value.requires_grad_()
+
+        return list(self._called(_tapping(self._module, self._taps, keep), feeds)), kept
+
+    def _called(self, call: Callable[..., Any], feeds: Mapping[str, Array]) -> Any:
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise InputError(f"the reference {self._path} needs the input {', '.join(missing)}")
-        kept: dict[str, Array] = {}
         arguments = [
             self._tensor(feeds[name], self._dtypes[name]) if name in self._dtypes else fixed
             for name, fixed in self._arguments
         ]
-        call = _tapping(self._module, self._taps, kept) if self._taps else self._module.forward
         try:
-            with torch.no_grad():
-                result = call(*arguments)
+            return call(*arguments)
         except Exception as error:  # wrong shapes and dtypes have many types
             raise InputError(f"torch cannot run the reference {self._path}: {error}") from None
-        return kept | {
-            name: _to_numpy(value) for name, value in zip(self.outputs, result, strict=True)
-        }
 
     @staticmethod
     def _tensor(array: Array, dtype: Any) -> Any:
@@ -171,15 +196,17 @@ class TorchReference:
         return tensor.to(dtype) if is_float else tensor
 
 
-def _tapping(module: Any, taps: frozenset[str], kept: dict[str, Array]) -> Callable[..., Any]:
-    """`module` node by node, with the values of `taps` put into `kept`."""
+def _tapping(
+    module: Any, taps: frozenset[str], keep: Callable[[str, Any], None]
+) -> Callable[..., Any]:
+    """`module` node by node, with the values of `taps` given to `keep`, by name."""
     import torch
 
     class Tapping(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
         def run_node(self, node: Any) -> Any:
             value = super().run_node(node)
             if node.name in taps:
-                kept[node.name] = _to_numpy(value)
+                keep(node.name, value)
             return value
 
     run: Callable[..., Any] = Tapping(module).run
@@ -193,7 +220,7 @@ def _to_numpy(value: Any) -> Array:
     return result
 
 
-def _refuse_unknown(path: Path, taps: Iterable[str], known: set[str]) -> None:
+def _refuse_unknown(path: str | Path, taps: Iterable[str], known: set[str]) -> None:
     unknown = [tap for tap in taps if tap not in known]
     if unknown:
         raise ModelError(

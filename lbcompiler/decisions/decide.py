@@ -25,6 +25,7 @@ from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.calibration.state import State
 from lbcompiler.calibration.tables import indexed_rows
 from lbcompiler.config import FLOAT, FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
+from lbcompiler.data import Feeds
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
 from lbcompiler.decisions.cut import OFF, WIDE
@@ -51,6 +52,9 @@ ROTATIONS = (16, 32, 64, 128)  # tried by `--hadamard auto`
 WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a Hessian to weigh by
 ACT_RULES = ("absmax", "four_over_six", "rceil")
 
+# (batches) -> by layer, what the model's output loses for a relative error of 1 of the layer's
+Gradients = Callable[[Sequence[Feeds]], dict[str, float]]
+
 
 def decide(
     observed: Model,
@@ -60,17 +64,18 @@ def decide(
     identity: Mapping[str, str],
     work: Work,
     progress: Progress,
+    gradients: Gradients | None = None,
 ) -> tuple[Decided, Measured]:
     """`observed` went through `passes.OBSERVE`; `layers` are what `select_formats` made of them,
     and those with a weight format are decided. `data` is what `read_samples` takes, `identity`
     names the model for the state folder. Where a choice is to be measured but no budget says which,
-    nothing is decided.
+    nothing is decided. `gradients` are asked where the choice is made by them.
 
     Raises InputError for the data, ConfigError for a budget that cannot be met.
     """
     with _state_folder(work.state) as path:
         state = State.open(path, identity)
-        decider = _Decider(observed, layers, config, data, state, work, progress)
+        decider = _Decider(observed, layers, config, data, state, work, progress, gradients)
         decided, measured = decider.decided()
         if work.state is not None:
             return decided, measured
@@ -91,7 +96,9 @@ class _Decider:
         state: State,
         work: Work,
         progress: Progress,
+        gradients: Gradients | None,
     ) -> None:
+        self.gradients = gradients
         if data is None:
             raise ConfigError(
                 "deciding layer by layer needs calibration data: --calibration-data FILE.npz "
@@ -233,6 +240,8 @@ class _Decider:
         """Of the model to each group alone in each format."""
         if self.config.sensitivity == "output":
             return {g: [Divergence(s.error) for s in row] for g, row in solutions.items()}
+        if self.config.sensitivity == "fisher":
+            return self._by_gradients(solutions)
         name = f"{self.store.folder}/sensitivity"
         known = self.state.load_record(name) or {}
         missing = {
@@ -256,6 +265,19 @@ class _Decider:
             group: [Divergence(*known[group][s.choice.name]) for s in row]
             for group, row in solutions.items()
         }
+
+    def _by_gradients(self, solutions: Solutions) -> dict[str, list[Divergence]]:
+        """What the errors of a group's layers cost, to second order."""
+        assert self.gradients is not None  # `compile` sees to it
+        name = f"fisher-{_digest(self.data_key)}"
+        known = self.state.load_record(name)
+        if known is None:
+            self.progress("sensitivity", 0, 1)
+            known = self.gradients(list(islice(self.judge, JUDGED)))
+            self.state.save_record(name, known)
+            self.progress("sensitivity", 1, 1)
+        weights = {g: sum(known.get(layer, 0.0) for layer in p) for g, p in self.parts.items()}
+        return {g: [Divergence(weights[g] * s.error) for s in r] for g, r in solutions.items()}
 
     def _table(
         self, solutions: Solutions, measured: Mapping[str, Sequence[Divergence]], budget: str
