@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lbcompiler.config import CompileConfig
     from lbcompiler.errors import LbcError
     from lbcompiler.formats import FORMATS
+    from lbcompiler.report.analysis import Analysis
+    from lbcompiler.report.analyzer import analyze
     from lbcompiler.runtime import Program, load
     from lbcompiler.targets import TARGETS
     from lbcompiler.tuning.tuner import tune
@@ -28,6 +30,8 @@ _HOME = {
     "CompileConfig": "config",
     "LbcError": "errors",
     "FORMATS": "formats",
+    "Analysis": "report.analysis",
+    "analyze": "report.analyzer",
     "Program": "runtime",
     "load": "runtime",
     "TARGETS": "targets",
@@ -37,10 +41,12 @@ _HOME = {
 __all__ = [
     "FORMATS",
     "TARGETS",
+    "Analysis",
     "Artifact",
     "CompileConfig",
     "LbcError",
     "Program",
+    "analyze",
     "compile",
     "load",
     "open_artifact",

@@ -14,6 +14,7 @@ from lbcompiler import cli_options as options
 from lbcompiler import cli_options_decide as decide
 from lbcompiler import cli_reports as reports
 from lbcompiler import cli_show as show
+from lbcompiler.cli_analyze import analyze
 from lbcompiler.cli_errors import USER, Verb
 from lbcompiler.cli_signals import end_on_signals, exit_of_interruption
 
@@ -180,6 +181,16 @@ def _speed(artifact: Any, model: Path, progress: show.Progress) -> dict[str, flo
         return str(error)
     except Exception as error:  # the runtimes' own: a finished artifact is no failure for them
         return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+
+
+app.command(
+    cls=Verb,
+    epilog=_examples(
+        "lbc analyze m.onnx --calibration-data calib.npz -o report.html",
+        "lbc analyze m.onnx --calibration-data calib.npz --effective-bits 5 --quantizer mr_gptq",
+        "lbc analyze m.onnx --calibration-data calib.npz --formats nvfp4,mxint8,float --json",
+    ),
+)(analyze)
 
 
 @app.command(

@@ -71,6 +71,16 @@ Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="The artifact to write.", show_default="MODEL's name .lbc"),
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="REPORT.html",
+        help="The page to write.",
+        show_default="MODEL's name .html; none with --json",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")]
 Target = Annotated[
     str | None,

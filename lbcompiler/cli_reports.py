@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from lbcompiler.artifact import Artifact, TuningRecord
     from lbcompiler.config import CompileConfig
     from lbcompiler.doctor import Checkup
+    from lbcompiler.report.analysis import Analysis
     from lbcompiler.tuning.tuner import Outcome, Tuner
     from lbcompiler.verify import Verification
 
+MOST_SENSITIVE = 12  # groups of layers that a terminal shows
 LAYER_COLUMNS = (
     "layer",
     "op",
@@ -72,6 +74,32 @@ def compiled(
     if manifest.tuning is not None:
         print_line(_tuning(manifest.tuning))
     print_line(_speed(speed))
+
+
+def analyzed(found: "Analysis", output: Path | None, as_json: bool) -> None:
+    """`lbc analyze`: the most sensitive layers, the front, and where the rest is to be read."""
+    if as_json:
+        print_json({"report": None if output is None else str(output), **asdict(found)})
+        return
+    formats = [option.format for option in found.groups[0].options]
+    what = "noise" if found.groups[0].options[0].kl is None else "kl"
+    print_line(f"{what} of each group of layers alone in each format, the most sensitive first:")
+    rows = [
+        (group.name, len(group.layers), *(option.cost for option in group.options))
+        for group in found.groups[:MOST_SENSITIVE]
+    ]
+    print_table(("first layer", "layers", *formats), rows)
+    if left := len(found.groups) - len(rows):
+        print_line(f"{left} more groups are in the report")
+    _print_front(found.front)
+    if found.chosen is not None:
+        kl = "" if found.chosen.kl is None else f"KL {found.chosen.kl:.4g}, "
+        print_line(
+            f"the compiler would choose: {found.chosen.effective_bits:.4g} bits a weight, "
+            f"{kl}QSNR {found.chosen.qsnr_db:.4g} dB"
+        )
+    outliers = sum(bool(layer.outliers) for layer in found.layers)
+    print_line(f"{len(found.layers)} layers, {outliers} with outliers; the report: {output}")
 
 
 def _print_front(points: Iterable[Any]) -> None:

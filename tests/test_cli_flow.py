@@ -101,7 +101,7 @@ def has_fields_of(example: Any, found: Any, where: str = "") -> None:
 def is_open(where: str) -> bool:
     """Whether the keys there are names of the model or of a kernel's config, not fields."""
     named_by_kernel = where in (".results[].default", ".results[].config")
-    names = ("created_by", "files", "outputs", "peers", "missing", "inputs", "ceilings")
+    names = ("created_by", "files", "outputs", "peers", "missing", "inputs", "ceilings", "plan")
     return named_by_kernel or where.rpartition(".")[2] in names
 
 

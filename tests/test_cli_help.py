@@ -13,7 +13,17 @@ from tests.test_cli import lbc
 def test_help_names_every_verb() -> None:
     result = lbc("--help")
     assert result.exit_code == 0
-    for verb in ("compile", "run", "inspect", "verify", "tune", "bench", "formats", "doctor"):
+    for verb in (
+        "compile",
+        "analyze",
+        "run",
+        "inspect",
+        "verify",
+        "tune",
+        "bench",
+        "formats",
+        "doctor",
+    ):
         assert verb in result.stdout
         page = lbc(verb, "-h")
         assert page.exit_code == 0
@@ -56,7 +66,8 @@ def test_completion(words: str, completed: set[str], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["formats"], ["compile", "--help"], ["bench", "--help"]]
+    "arguments",
+    [["--help"], ["formats"], ["compile", "--help"], ["analyze", "-h"], ["bench", "-h"]],
 )
 def test_light_verbs_load_no_compiler(arguments: list[str]) -> None:
     code = (

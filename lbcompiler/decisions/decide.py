@@ -229,6 +229,7 @@ class _Decider:
         return decided, replace(
             known,
             sensitivities=sensitivities,
+            options=table.options,
             uniform=tuple(uniform),
             front=tuple(front),
             plan=plan,
