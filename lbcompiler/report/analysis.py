@@ -150,3 +150,8 @@ def members_of(layers: Sequence[str]) -> str:
     """`layers.0.attention.query +2`: the first of a group, and how many share its input."""
     more = len(layers) - 1
     return layers[0] + (f" +{more}" if more else "")
+
+
+def tensor_of(layer: LayerFigures, which: str) -> TensorFigures:
+    """Of "weight" or "activation"."""
+    return layer.weight if which == "weight" else layer.activation

@@ -26,7 +26,7 @@ from lbcompiler.report.outliers import (
 )
 
 if TYPE_CHECKING:
-    from lbcompiler.report.charts import Columns
+    from lbcompiler.report.rows import Columns
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -97,14 +97,14 @@ def write_page(analysis: Analysis, path: Path, script: str) -> None:
 
 def page(analysis: Analysis, script: str) -> str:
     """The HTML."""
-    from lbcompiler.report import charts  # needs plotly, which an analysis as JSON does not
+    from lbcompiler.report import charts, rows  # need plotly, which an analysis as JSON does not
 
-    qsnr, qsnr_columns = charts.qsnr(analysis)
-    plans, plan_columns = charts.plans(analysis)
+    qsnr, qsnr_columns = rows.qsnr(analysis)
+    plans, plan_columns = rows.plans(analysis)
     drawn = {
         "front": charts.front(analysis),
         "plans": plans,
-        "sensitivity": charts.sensitivity(analysis),
+        "sensitivity": rows.sensitivity(analysis),
         "qsnr": qsnr,
         "shapes": charts.shapes(analysis),
     }

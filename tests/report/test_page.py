@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.report.charts import NAME_LENGTH, shortened
+from lbcompiler.formats import FORMATS
+from lbcompiler.report.look import COLORS
 from lbcompiler.report.page import page, plotly_script, write_page
+from lbcompiler.report.rows import NAME_LENGTH, shortened
 from tests.report.build import analysis, without_budget
 
 HOSTILE = "</script><script>alert('{}')</script>&<b>"
@@ -75,6 +77,11 @@ def test_numbers_are_left_out_of_large_heat_maps() -> None:
 
 def test_five_hundred_layers_are_a_page_of_two_megabytes() -> None:
     assert len(page(analysis(500, "/model/layers.{}/mlp/gate_proj/MatMul"), SCRIPT)) < 2e6
+
+
+def test_every_format_has_a_color_of_its_own() -> None:
+    assert set(FORMATS) <= set(COLORS)
+    assert len(set(COLORS.values())) == len(COLORS)
 
 
 def test_long_names_keep_both_ends() -> None:
