@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lbcompiler.tuning.tuner import Outcome, Tuner
     from lbcompiler.verify import Verification
 
+SENSITIVITIES = {
+    "model": "noise of the model's output",
+    "output": "relative error of the layers' own output",
+    "fisher": "loss of the model that gradients expect",
+}
 MOST_SENSITIVE = 12  # groups of layers that a terminal shows
 LAYER_COLUMNS = (
     "layer",
@@ -81,9 +86,11 @@ def analyzed(found: "Analysis", output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"report": None if output is None else str(output), **asdict(found)})
         return
-    formats = [option.format for option in found.groups[0].options]
-    what = "noise" if found.groups[0].options[0].kl is None else "kl"
-    print_line(f"{what} of each group of layers alone in each format, the most sensitive first:")
+    formats = [option.name for option in found.groups[0].options]
+    what = SENSITIVITIES[found.sensitivity]
+    if found.groups[0].options[0].kl is not None:
+        what = "KL of the model"
+    print_line(f"{what}, one group of layers alone in each format, the most sensitive first:")
     rows = [
         (group.name, len(group.layers), *(option.cost for option in group.options))
         for group in found.groups[:MOST_SENSITIVE]

@@ -167,6 +167,7 @@ def test_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.exit_code == 0, result.output
     assert (folder / "lm.html").exists()
     assert "the compiler would choose" in result.stdout
+    assert "KL of the model, one group of layers alone" in result.stdout
     result = lbc("analyze", *said, *how, "--json", "--act-format", "nvfp5")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["kind"] == "ConfigError"
