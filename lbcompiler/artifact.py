@@ -24,8 +24,13 @@ from lbcompiler.files import umask, unfinished
 if TYPE_CHECKING:
     from lbcompiler.runtime import Program
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST, CODE, WEIGHTS, REPORT = "manifest.json", "model.so", "weights.safetensors", "report.json"
+
+
+def kernels_file(isa: str) -> str:
+    """What a device runs, where it is not the processor."""
+    return f"kernels.{isa}.safetensors"
 
 
 class Record(BaseModel):
@@ -135,6 +140,37 @@ class TuningRecord(Record):
     layers: int
 
 
+class KernelRecord(Record):
+    """What a kernel of a GPU takes: see docs/artifact.md."""
+
+    name: str
+    arch: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    threads: int
+    occupancy: float
+
+
+class LayerProgram(Record):
+    """What runs of a layer on one more architecture."""
+
+    kernel: str
+    config: dict[str, int]
+    config_source: str
+    weights: list[str]
+
+
+class ProgramRecord(Record):
+    """The same model's code for one more architecture, and what differs with it; `layers` are in
+    the order of the manifest's.
+    """
+
+    isa: str
+    layers: list[LayerProgram]
+    parameters: list[str]
+
+
 class Manifest(Record):
     schema_version: int
     created_by: dict[str, str]
@@ -151,12 +187,42 @@ class Manifest(Record):
     pareto: list[ParetoRecord] = []
     totals: Totals
     parameters: list[str]
+    programs: list[ProgramRecord] = []
+    kernels: list[KernelRecord] = []
     files: dict[str, FileRecord]
 
     @property
     def pasts(self) -> list[str]:
         """The dimensions that states grow along, in the order in which the code takes them."""
         return list(dict.fromkeys(state.past for state in self.states))
+
+    @property
+    def isas(self) -> list[str]:
+        """The instruction sets or architectures that there is code for."""
+        return [self.target.isa, *(program.isa for program in self.programs)]
+
+    def program(self, isa: str) -> Manifest:
+        """The manifest as if it were that architecture's alone."""
+        if isa == self.target.isa:
+            return self
+        program = next(program for program in self.programs if program.isa == isa)
+        layers = [
+            layer.model_copy(update=dict(own))
+            for layer, own in zip(self.layers, program.layers, strict=True)
+        ]
+        target = TargetRecord(name=self.target.name, isa=isa)
+        changed = {"target": target, "layers": layers, "parameters": program.parameters}
+        return self.model_copy(update=changed)
+
+    def code_file(self, isa: str) -> str:
+        return CODE if isa == self.target.isa else f"model.{isa}.so"
+
+    @property
+    def expected_files(self) -> set[str]:
+        """What an artifact holds beside its manifest."""
+        code = {self.code_file(isa) for isa in self.isas}
+        kernels = {kernels_file(isa) for isa in self.isas if self.target.name != "cpu"}
+        return {*code, *kernels, WEIGHTS, REPORT}
 
 
 class Artifact:
@@ -195,7 +261,7 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
             f"{folder} is no artifact: it has no {MANIFEST}. `lbc compile` makes one"
         )
     manifest = _read_manifest(folder / MANIFEST)
-    if set(manifest.files) != {CODE, WEIGHTS, REPORT}:
+    if set(manifest.files) != manifest.expected_files:
         raise ArtifactError(f"{folder / MANIFEST} does not list the files of an artifact: altered")
     for name, record in manifest.files.items():
         _check_file(folder, name, record, verify)
@@ -246,11 +312,11 @@ def sha256_of(path: Path) -> str:
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Every file of the folder but the manifest."""
+    """Every file of the folder but the manifest; folders hold what nobody reads."""
     return {
         path.name: FileRecord(sha256=sha256_of(path), bytes=path.stat().st_size)
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if path.name != MANIFEST and path.is_file()
     }
 
 

@@ -71,6 +71,7 @@ def lbc(
         "lbc compile m.pt2 --format mxint8 --input 'x:1x(1..512)' --save-config m.yaml",
         "lbc compile m.onnx --format nvint4 --quantizer mr_gptq --calibration-data calib.npz",
         "lbc compile m.onnx --effective-bits 5 --quantizer mr_gptq --calibration-data calib.npz",
+        "lbc compile m.onnx --target cuda:sm_80,sm_90a --format nvfp4",
     ),
 )
 def compile(
@@ -107,6 +108,7 @@ def compile(
     jobs_backend: decide.JobsBackend = "loky",
     dry_run: options.DryRun = False,
     dump_ir: options.DumpIr = None,
+    keep_source: options.KeepSource = False,
     force: options.Force = False,
     no_measure: options.NoMeasure = False,
     quiet: options.Quiet = False,
@@ -160,6 +162,7 @@ def compile(
             output=output,
             work=Work(state or output.with_suffix(".state"), jobs, jobs_backend),
             force=force,
+            keep_source=keep_source,
             dump_ir=dump_ir,
             progress=progress,
         )
@@ -222,15 +225,23 @@ def run(
     reports.ran(outputs, seconds, output, as_json)
 
 
-@app.command(cls=Verb, epilog=_examples("lbc inspect m.lbc --json | jq .totals"))
+@app.command(
+    cls=Verb,
+    epilog=_examples("lbc inspect m.lbc --json | jq .totals", "lbc inspect m.lbc --kernels"),
+)
 def inspect(
     artifact: options.Artifact,
     layers: options.Layers = True,
+    kernels: options.Kernels = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what an artifact holds and what became of every layer; no code is loaded."""
+    from lbcompiler import cli_kernels
     from lbcompiler.artifact import open_artifact
 
+    if kernels:
+        cli_kernels.kernels(open_artifact(artifact), as_json)
+        return
     reports.manifest(open_artifact(artifact), layers, as_json)
 
 

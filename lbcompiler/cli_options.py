@@ -84,7 +84,10 @@ Report = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")]
 Target = Annotated[
     str | None,
-    typer.Option(help="cpu, or cpu:ISA for another machine.", show_default="cpu, this machine's"),
+    typer.Option(
+        help="cpu, cpu:ISA for another machine, cuda, or cuda:ARCH,.. for other GPUs.",
+        show_default="cpu, this machine's",
+    ),
 ]
 Format = Annotated[
     str | None,
@@ -162,6 +165,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan for ever
 DumpIr = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write the program after every pass.")
 ]
+KeepSource = Annotated[
+    bool, typer.Option("--keep-source", help="Leave the CUDA text of every kernel in the artifact.")
+]
 NoMeasure = Annotated[
     bool, typer.Option("--no-measure", help="Do not time the result against the float model.")
 ]
@@ -184,6 +190,10 @@ Outputs = Annotated[
     Path | None, typer.Option("-o", "--output", help="Save the outputs to this .npz file.")
 ]
 Layers = Annotated[bool, typer.Option("--layers/--no-layers", help="List every layer.")]
+Kernels = Annotated[
+    bool,
+    typer.Option("--kernels", help="List a GPU's kernels: registers, spills, instructions."),
+]
 ReferenceModel = Annotated[
     Path,
     typer.Option("--reference", help="The float model it was made from.", show_default=False),

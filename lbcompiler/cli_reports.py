@@ -7,7 +7,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-from lbcompiler.cli_show import print_json, print_line, print_table, shape, size
+from lbcompiler.cli_kernels import spills
+from lbcompiler.cli_show import print_json, print_line, print_table, print_warning, shape, size
 
 if TYPE_CHECKING:
     from lbcompiler.artifact import Artifact, TuningRecord
@@ -78,6 +79,8 @@ def compiled(
         _print_front(manifest.pareto)
     if manifest.tuning is not None:
         print_line(_tuning(manifest.tuning))
+    for warning in spills(manifest.kernels):
+        print_warning(warning)
     print_line(_speed(speed))
 
 
@@ -165,7 +168,7 @@ def manifest(artifact: "Artifact", with_layers: bool, as_json: bool) -> None:
         ("artifact", f"{artifact.path} (schema {held.schema_version}, all hashes verified)"),
         ("made by", made),
         ("from", f"{held.source.path} ({held.source.kind}, sha256 {held.source.sha256[:16]})"),
-        ("for", f"{held.target.name}:{held.target.isa}"),
+        ("for", f"{held.target.name}:{','.join(held.isas)}"),
         *((f"input {p.name}", f"{p.dtype} {shape(p.shape)}") for p in held.inputs),
         *((f"output {p.name}", f"{p.dtype} {shape(p.shape)}") for p in held.outputs),
         ("dimensions", ", ".join(bounds)),

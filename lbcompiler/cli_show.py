@@ -38,6 +38,11 @@ def print_line(text: str = "") -> None:
     print(text)
 
 
+def print_warning(text: str) -> None:
+    """On stderr: stdout is for results."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Numbers stand right; what holds nothing for any row is left out."""
     held = [[_cell(value) for value in row] for row in rows]

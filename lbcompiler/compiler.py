@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -24,16 +24,20 @@ from lbcompiler.artifact import (
     WEIGHTS,
     Artifact,
     DimRecord,
+    KernelRecord,
+    LayerProgram,
     LayerRecord,
     Manifest,
     ParetoRecord,
     PortRecord,
+    ProgramRecord,
     SourceRecord,
     StateRecord,
     TargetRecord,
     Totals,
     TuningRecord,
     file_records,
+    kernels_file,
     new_folder,
 )
 from lbcompiler.config import FLOAT, WEIGHT_ONLY, CompileConfig, make_config
@@ -61,8 +65,8 @@ from lbcompiler.passes import (
 )
 from lbcompiler.pipeline import Pass, Progress, run, silent
 from lbcompiler.quantizers import QUANTIZERS, round_to_nearest
-from lbcompiler.target import Target
-from lbcompiler.targets import target_named
+from lbcompiler.target import Files, KernelUse, Target
+from lbcompiler.targets import targets_named
 from lbcompiler.weights_file import write_weights
 
 if TYPE_CHECKING:
@@ -104,6 +108,7 @@ def compile(
     config: CompileConfig | str | Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
+    keep_source: bool = False,
     dump_ir: str | Path | None = None,
     progress: Progress = silent,
 ) -> Artifact:
@@ -121,7 +126,8 @@ def compile(
     (of a weight), `max_kl` (nats a token), `min_qsnr` (dB) or `max_latency` (times the fastest
     kernels'), its format among `formats` are decided by measuring (docs/decisions.md).
     `calibration_data` is a path, "module:function" or an iterable of feeds; `work` says where the
-    measurements are kept and how many processes make them.
+    measurements are kept and how many processes make them. `keep_source` leaves the CUDA text of
+    every kernel in the artifact.
 
     Raises ModelError, ConfigError or ArtifactError; nothing is half-written.
     """
@@ -156,23 +162,27 @@ def compile(
     tuned = _tuning_results(settings)
     with _destination(output, force) as folder:
         clock = _Clock(progress)
-        backend = target_named(settings.target, () if tuned is None else tuned.sources)
+        backends = targets_named(settings.target, () if tuned is None else tuned.sources)
+        for backend in backends:
+            backend.check()
+        _check_budget(settings, backends[0])
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
-        planned = clock("plan", lambda: with_formats(imported, settings, backend, dump))
+        planned = clock("plan", lambda: with_formats(imported, settings, backends, dump))
         found = measured(model, imported, planned, settings, calibration_data, work, progress)
         decided = None if found is None else found[0]
-        lowered = clock("quantize", lambda: _lower(planned, decided, settings, backend, dump))
+        quantized = clock("quantize", lambda: _quantize(planned, decided, settings, dump))
+        programs = [run((*b.passes, LiftWeights()), quantized, dump) for b in backends]
         clock(  # before the code, which takes longer: a weight that is refused is refused early
             "weights",
             lambda: write_weights(
                 folder / WEIGHTS,
-                {name: lowered.weights[name] for name in lowered.parameters},
+                {name: m.weights[name] for m in programs for name in m.parameters},
                 lambda done, total: progress("weights", done, total),
             ),
         )
-        clock("code", lambda: backend.build(lowered.module, lowered.dims, folder / CODE, dump))
+        kernels = clock("code", lambda: _build(backends, programs, folder, keep_source, dump))
         (folder / REPORT).write_text(json.dumps({"seconds": clock.seconds}, indent=2) + "\n")
-        manifest = _manifest(model, lowered, decided, settings, backend, tuned, folder)
+        manifest = _manifest(model, programs, decided, settings, backends, tuned, kernels, folder)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return Artifact(folder if output is None else Path(output), manifest, temporary=output is None)
 
@@ -186,18 +196,27 @@ def plan(
     """What `compile` would make of every layer, without making it: the table of --dry-run."""
     dump = dump_into(dump_ir)
     tuned = _tuning_results(config)
-    backend = target_named(config.target, () if tuned is None else tuned.sources)
+    backends = targets_named(config.target, () if tuned is None else tuned.sources)
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
-    planned = _lower(with_formats(imported, config, backend, dump), None, config, backend, dump)
+    quantized = _quantize(with_formats(imported, config, backends, dump), None, config, dump)
+    planned = run((*backends[0].passes, LiftWeights()), quantized, dump)
     progress("import", 1, 1)
     return list(planned.layers.values())
+
+
+def _check_budget(config: CompileConfig, target: Target) -> None:
+    if config.max_latency is not None and target.name != "cpu":
+        raise ConfigError(
+            f"--max-latency times the kernels of target cpu, which says nothing of {target.name}: "
+            "choose another budget, such as --effective-bits"
+        )
 
 
 def planned(model: Any, config: CompileConfig) -> Model:
     """The model's linears with a format each, before anything is quantized."""
     imported = import_model(model, config.input_shapes)
-    return with_formats(imported, config, target_named(config.target), no_dump)
+    return with_formats(imported, config, targets_named(config.target), no_dump)
 
 
 def merged(
@@ -219,7 +238,9 @@ def _tuning_results(config: CompileConfig) -> "Found | None":
     return read_results(config.tuning_db)
 
 
-def with_formats(model: Model, config: CompileConfig, target: Target, dump: Dump) -> Model:
+def with_formats(
+    model: Model, config: CompileConfig, targets: Sequence[Target], dump: Dump
+) -> Model:
     """An imported model's linears with a format each, before anything is quantized."""
     dump("input", model.module)
     select = SelectFormats(
@@ -227,7 +248,9 @@ def with_formats(model: Model, config: CompileConfig, target: Target, dump: Dump
         act_format=config.activation_format,
         weight_rule=config.weight_rule,
         act_rule=config.activation_rule,
-        supports=target.supports,
+        supports=lambda weight, act: next(
+            filter(None, (target.supports(weight, act) for target in targets)), ""
+        ),
         include=config.include,
         exclude=config.exclude,
         on_unsupported=config.on_unsupported,
@@ -278,19 +301,32 @@ def said_data(data: Any) -> str | None:
     return f"an iterator ({type(data).__name__})"
 
 
-def _lower(
-    model: Model, decided: Decided | None, config: CompileConfig, target: Target, dump: Dump
-) -> Model:
+def _quantize(model: Model, decided: Decided | None, config: CompileConfig, dump: Dump) -> Model:
     quantizer, known = QUANTIZERS[config.quantizer].quantize, None
     if decided is not None:  # what is left to quantize are outliers, in a wide format
         quantizer, known = round_to_nearest, decided.codes(model.module)
     passes: tuple[Pass, ...] = (
         *(_forced(model, config) if decided is None else _applied(decided)),
         *quantize(quantizer, known),
-        *target.passes,
-        LiftWeights(),
     )
     return run(passes, model, dump)
+
+
+def _build(
+    targets: Sequence[Target],
+    programs: Sequence[Model],
+    folder: Path,
+    keep_source: bool,
+    dump: Dump,
+) -> list[KernelUse]:
+    """Writes the code of every target, the first as `model.so`."""
+    kernels: list[KernelUse] = []
+    for index, (target, model) in enumerate(zip(targets, programs, strict=True)):
+        source = folder / f"source.{target.isa}" if keep_source else None
+        library = folder / (f"model.{target.isa}.so" if index else CODE)
+        files = Files(library, folder / kernels_file(target.isa), source)
+        kernels += target.build(model.module, model.dims, files, dump)
+    return kernels
 
 
 def _destination(output: str | Path | None, force: bool) -> AbstractContextManager[Path]:
@@ -326,13 +362,15 @@ class _Clock:
 
 def _manifest(
     source: Any,
-    model: Model,
+    programs: Sequence[Model],
     decided: Decided | None,
     config: CompileConfig,
-    target: Target,
+    targets: Sequence[Target],
     tuned: "Found | None",
+    kernels: Sequence[KernelUse],
     folder: Path,
 ) -> Manifest:
+    model, target = programs[0], targets[0]
     packages = ("lbcompiler", "apache-tvm", "apache-tvm-ffi")
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -352,6 +390,8 @@ def _manifest(
         pareto=[] if decided is None else [ParetoRecord(**asdict(p)) for p in decided.pareto],
         totals=_totals(model),
         parameters=list(model.parameters),
+        programs=[_program_record(m, t) for m, t in zip(programs[1:], targets[1:], strict=True)],
+        kernels=[KernelRecord(**asdict(kernel)) for kernel in kernels],
         files=file_records(folder),
     )
 
@@ -364,6 +404,16 @@ def _tuning_record(tuned: "Found", model: Model) -> TuningRecord:
         results=tuned.count,
         other_versions=tuned.other_versions,
         layers=sum(bool(names & sources) for sources in used),
+    )
+
+
+def _program_record(model: Model, target: Target) -> ProgramRecord:
+    own = [_layer_record(layer).model_dump() for layer in model.layers.values()]
+    layers = [{key: held[key] for key in LayerProgram.model_fields} for held in own]
+    return ProgramRecord(
+        isa=target.isa,
+        layers=[LayerProgram(**held) for held in layers],
+        parameters=list(model.parameters),
     )
 
 

@@ -21,6 +21,10 @@ class InputError(LbcError):
     """A run-time input has the wrong name, dtype or shape."""
 
 
+class DeviceError(LbcError):
+    """The GPU, its driver or its memory does not do what a program needs."""
+
+
 def is_interruption(error: BaseException) -> bool:
     """Whether it is Ctrl-C, which TVM's calls may turn into a RuntimeError without words."""
     if isinstance(error, RuntimeError):

@@ -16,20 +16,20 @@ import tvm_ffi
 from tvm import relax
 
 from lbcompiler.artifact import (
-    CODE,
     WEIGHTS,
     Artifact,
     LayerRecord,
-    Manifest,
     PortRecord,
+    kernels_file,
     open_artifact,
 )
+from lbcompiler.devices import Gpu, Host, Place, failure, is_device_failure
 from lbcompiler.errors import ArtifactError, InputError
 from lbcompiler.ir.model import Array
 from lbcompiler.session import Session
 from lbcompiler.targets.cpu.isa import detect, isa_named
 from lbcompiler.targets.cpu.threads import set_threads
-from lbcompiler.tensors import GrowingTensor, as_array, as_numpy, as_tensor
+from lbcompiler.tensors import as_numpy
 from lbcompiler.weights_file import map_weights
 
 Observer = Callable[
@@ -63,7 +63,8 @@ class Program:
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
         self.artifact = artifact
-        _check_machine(artifact)
+        self.manifest = artifact.manifest.program(_isa_for(artifact))
+        self.place: Place = Host() if self._on_host else Gpu()
         self._threads = threads
         set_threads(threads)
         held = map_weights(artifact.path / WEIGHTS)
@@ -72,10 +73,8 @@ class Program:
             raise ArtifactError(
                 f"{artifact.path} lacks the weight {missing[0]!r}: compile the model again"
             )
-        self._weights = [tvm.runtime.from_dlpack(held[name]) for name in self.manifest.parameters]
-        self._vm = relax.VirtualMachine(
-            tvm.runtime.load_module(str(artifact.path / CODE)), tvm.cpu()
-        )
+        self._weights = [self.place.held(held[name]) for name in self.manifest.parameters]
+        self._vm = relax.VirtualMachine(self._library(), self.place.device)
         self._main = self._vm["main"]
         self._held = frozenset(weight.data_ptr() for weight in self._weights)
         self._states = {state.input: state for state in self.manifest.states}
@@ -83,8 +82,23 @@ class Program:
         self._axes = {port.name: axes.get(port.name, 0) for port in self.manifest.outputs}
 
     @property
-    def manifest(self) -> Manifest:
-        return self.artifact.manifest
+    def _on_host(self) -> bool:
+        return self.manifest.target.name == "cpu"
+
+    def _library(self) -> Any:
+        """The code of the virtual machine, and for a GPU what it launches."""
+        isa = self.manifest.target.isa
+        library = tvm.runtime.load_module(str(self.artifact.path / self._code_file(isa)))
+        if not self._on_host:
+            from lbcompiler.targets.cuda.device_code import DeviceCode
+
+            kernels = DeviceCode.read(self.artifact.path / kernels_file(isa))
+            for module in kernels.to_modules():
+                library.imports[0].import_module(module)
+        return library
+
+    def _code_file(self, isa: str) -> str:
+        return self.artifact.manifest.code_file(isa)
 
     def __call__(self, *args: Any, **named: Any) -> dict[str, Array]:
         """Outputs by name. Inputs by position, by name, or both: numpy or DLPack."""
@@ -109,7 +123,7 @@ class Program:
         """
         arrays, sizes = self.checked(feeds, self.manifest.inputs)
         tensors = [
-            self._with_room(name, array, sizes) if name in self._states else as_tensor(array)
+            self._with_room(name, array, sizes) if name in self._states else self.place.put(array)
             for name, array in arrays.items()
         ]
         return self.arrays_of(self.execute(tensors, sizes), tensors)
@@ -127,6 +141,8 @@ class Program:
         try:
             return self._main(*tensors, *(pasts if self._states else ()), *self._weights)
         except Exception as error:  # TVM's errors share no class of their own
+            if not self._on_host and is_device_failure(error):
+                raise failure(error) from None
             if "match_cast" not in str(error):
                 raise
             pairs = zip(self.manifest.inputs, tensors, strict=True)
@@ -150,7 +166,8 @@ class Program:
             if port.name in skipped:
                 continue
             result = results[index]
-            arrays[port.name] = np.moveaxis(as_array(result, taken), 0, self._axes[port.name])
+            array = self.place.take(result, taken)
+            arrays[port.name] = np.moveaxis(array, 0, self._axes[port.name])
             taken |= {result.data_ptr()}
         return arrays
 
@@ -159,8 +176,8 @@ class Program:
         state = self._states[name]
         rows = state.rows if isinstance(state.rows, int) else sizes[state.rows]
         source = np.moveaxis(past, state.axis, 0)
-        memory = GrowingTensor(source.shape[1:], str(past.dtype), len(source) + rows)
-        memory.rows[: len(source)] = source
+        memory = self.place.memory(source.shape[1:], str(past.dtype), len(source) + rows)
+        memory.write(source)
         return memory.tensor
 
     def observe(self, feeds: Mapping[str, Any], observer: Observer) -> dict[str, Array]:
@@ -261,7 +278,8 @@ class Program:
                 )
 
 
-def _check_machine(artifact: Artifact) -> None:
+def _isa_for(artifact: Artifact) -> str:
+    """Of the artifact's programs the one that this machine runs. Raises ArtifactError."""
     made, here = artifact.manifest.created_by.get("apache-tvm"), version("apache-tvm")
     if made != here:
         raise ArtifactError(
@@ -269,6 +287,10 @@ def _check_machine(artifact: Artifact) -> None:
             f"cannot load its code: compile the model again, or install apache-tvm=={made}"
         )
     target = artifact.manifest.target
+    if target.name == "cuda":
+        from lbcompiler.targets.cuda.machine import program_for
+
+        return program_for(artifact.manifest.isas, str(artifact.path))
     if target.name != "cpu":
         raise ArtifactError(
             f"{artifact.path} is for target {target.name!r}, which this runtime does not run"
@@ -278,6 +300,7 @@ def _check_machine(artifact: Artifact) -> None:
             f"{artifact.path} was compiled for {target.isa}, which this machine lacks: compile it "
             f"with --target cpu:{detect().name}"
         )
+    return target.isa
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lbcompiler.errors import InputError
 from lbcompiler.ir.model import Array
-from lbcompiler.tensors import GrowingTensor, as_tensor
+from lbcompiler.tensors import Memory
 
 if TYPE_CHECKING:
     from lbcompiler.runtime import Program
@@ -37,7 +37,7 @@ class Session:
         self._inputs = [port for port in manifest.inputs if port.name not in self._states]
         self._rows = {state.past: state.rows for state in manifest.states}
         self._bounds = [dim for dim in manifest.dims if dim.name in self._rows]
-        self._memory: dict[str, GrowingTensor] = {}
+        self._memory: dict[str, Memory] = {}
         self._rooms: dict[str, int] = {}  # rows that the memories along each past have room for
         self._fixed: dict[str, int] = {}  # dimensions that the memory was made for
         self._outputs = {state.output for state in manifest.states}
@@ -55,7 +55,9 @@ class Session:
         if any(need > self._rooms.get(past, -1) for past, need in after.items()):
             self._make_room(sizes, after)
         tensors = [
-            as_tensor(arrays[port.name]) if port.name in arrays else self._memory[port.name].tensor
+            self._program.place.put(arrays[port.name])
+            if port.name in arrays
+            else self._memory[port.name].tensor
             for port in self._program.manifest.inputs
         ]
         returned = self._program.execute(tensors, {**sizes, **self.pasts})
@@ -75,7 +77,7 @@ class Session:
         held = {}
         for name, memory in self._memory.items():
             state = self._states[name]
-            held[state.output] = np.moveaxis(memory.rows[: self.pasts[state.past]], 0, state.axis)
+            held[state.output] = np.moveaxis(memory.read(self.pasts[state.past]), 0, state.axis)
         return held
 
     def _after(self, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -112,7 +114,7 @@ class Session:
             need, memory = after[state.past], self._memory.get(port.name)
             if memory is None:
                 inner = [self._extent(d, port.name) for d in _without(port.shape, state.axis)]
-                memory = GrowingTensor(inner, port.dtype, max(need, self._room))
+                memory = self._program.place.memory(inner, port.dtype, max(need, self._room))
                 self._memory[port.name] = memory
             elif memory.room < need:
                 memory.grow(max(need, 2 * memory.room), kept=self.pasts[state.past])

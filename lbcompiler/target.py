@@ -11,9 +11,37 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.pipeline import Pass
 
 Supports = Callable[[BlockFormat, BlockFormat | None], str]
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What a kernel of a GPU takes: `registers` of a thread, `shared_bytes` of a block, bytes that
+    a thread spills to memory; `occupancy`: the share of a multiprocessor's warps that can be there.
+    """
+
+    name: str
+    arch: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    threads: int
+    occupancy: float
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a target's code goes: the library that is loaded, what a device runs, and, if it is to
+    be kept, a folder for the text that was compiled.
+    """
+
+    library: Path
+    device: Path
+    source: Path | None = None
+
+
 Build = Callable[
-    [Any, Sequence[Dim], Path, Dump], None
-]  # (module, dynamic dimensions, shared library to write, what to call after every stage)
+    [Any, Sequence[Dim], Files, Dump], Sequence[KernelUse]
+]  # (module, dynamic dimensions, files to write, what to call after every stage) -> GPU kernels
 
 
 @dataclass(frozen=True)
@@ -22,10 +50,11 @@ class Target:
     kernel.
 
     `passes` run behind the target-independent ones and leave a module that `build` can write as a
-    library."""
+    library; `check` raises ConfigError where that cannot be done on this machine."""
 
     name: str
     isa: str
     supports: Supports
     passes: tuple[Pass, ...]
     build: Build
+    check: Callable[[], object] = lambda: None

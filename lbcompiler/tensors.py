@@ -5,7 +5,7 @@ contiguous and starts on a multiple of 64 bytes (torch's tensors do, numpy's lar
 A result is the memory the code wrote, unless somebody else holds that memory too."""
 
 from collections.abc import Container, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
@@ -49,6 +49,24 @@ def as_array(tensor: Any, taken: Container[int]) -> Array:
     return array.copy() if array.nbytes <= SMALL or array.ctypes.data in taken else array
 
 
+class Memory(Protocol):
+    """Rows along the first axis of one memory, with room behind them for more."""
+
+    tensor: Any
+
+    @property
+    def room(self) -> int: ...
+
+    def write(self, rows: Array) -> None:
+        """The first rows."""
+
+    def read(self, count: int) -> Array:
+        """The first `count` rows; a view where that is possible."""
+
+    def grow(self, room: int, kept: int) -> None:
+        """Move the first `kept` rows to a memory with more room."""
+
+
 class GrowingTensor:
     """Rows along the first axis of one memory, with room behind them for more."""
 
@@ -66,8 +84,13 @@ class GrowingTensor:
         array: Array = np.from_dlpack(self.tensor)
         return array
 
+    def write(self, rows: Array) -> None:
+        self.rows[: len(rows)] = rows
+
+    def read(self, count: int) -> Array:
+        return self.rows[:count]
+
     def grow(self, room: int, kept: int) -> None:
-        """Move the first `kept` rows to a memory with more room."""
         before = self.rows
         self.tensor = self._allocated(room)
         self.rows[:kept] = before[:kept]

@@ -47,9 +47,11 @@ OBSERVE = tuple(step for step in PREPARE if not isinstance(step, AppendInPlace))
 def quantize(
     quantizer: Quantizer, known: Mapping[str, Callable[[], Quantized]] | None = None
 ) -> tuple[Pass, ...]:
-    """From planned layers to linears of codes; `known` are codes by layer."""
+    """From planned layers to linears of codes; `known` are codes by layer. What a target fuses
+    comes behind.
+    """
     weights = QuantizeWeights(quantizer, known or {})
-    return (weights, InsertQDQ(), FuseLinear(), FuseActivationQuantize())
+    return (weights, InsertQDQ(), FuseLinear())
 
 
 __all__ = [

@@ -19,6 +19,9 @@ class LinearKernel(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def packing(self) -> str: ...
+
     def packed_specs(self, n: int, k: int) -> list[tuple[tuple[int, ...], str]]: ...
 
     def pack(self, weight: Quantized | Array) -> tuple[Array, ...]: ...
@@ -44,7 +47,7 @@ class PackWeights:
             attrs = {key: call.attrs[key] for key in ("layer", "n", "epilogue")}
             formats = ops.linear_formats(call)
             kernel = self.kernel_for(*formats)
-            key = (sources[0], kernel.name)
+            key = (sources[0], kernel.packing)
             if key not in packed_names:
                 packed_names[key] = _pack(weights, sources, kernel)
             names = packed_names[key]
@@ -71,6 +74,6 @@ def _pack(weights: dict[str, Weight], sources: list[str], kernel: LinearKernel) 
         return kernel.pack(Quantized(*loaded, *[None] * (3 - len(loaded))))
 
     packed = shared(kernel.packed_specs(n, k), compute)
-    names = [f"{sources[0]}.{kernel.name}.{index}" for index in range(len(packed))]
+    names = [f"{sources[0]}.{kernel.packing}.{index}" for index in range(len(packed))]
     weights.update(zip(names, packed, strict=True))
     return names

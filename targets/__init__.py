@@ -1,25 +1,28 @@
-"""The targets, by name: `cpu`, `cpu:avx2`. One folder and one line each."""
+"""The targets, by name: `cpu`, `cpu:avx2`, `cuda:sm_80,sm_90a`. One folder and one line each."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.target import Target
-from lbcompiler.targets.cpu import cpu
 
-TARGETS: dict[str, Callable[[str, Sequence[Any]], Target]] = {
-    "cpu": cpu
-}  # name -> (variant, "" for the host's; results of tuning) -> Target
+Make = Callable[[str, Sequence[Any]], tuple[Target, ...]]
+
+TARGETS = ("cpu", "cuda")  # a folder with a function of its name, which is loaded when it is asked
 
 
-def target_named(text: str, results: Sequence[Any] = ()) -> Target:
-    """`name[:variant]` -> Target, its configs from `results` (`lbcompiler.tuning`) first.
+def targets_named(text: str, results: Sequence[Any] = ()) -> tuple[Target, ...]:
+    """`name[:variant]` -> a Target for each program of the artifact, its configs from `results`
+    (`lbcompiler.tuning`) first.
 
     Raises ConfigError that lists the names.
     """
     name, _, variant = text.partition(":")
     if name not in TARGETS:
         raise ConfigError(
-            f"unknown target {text!r}: choose one of {', '.join(TARGETS)}, e.g. cpu or cpu:avx2"
+            f"unknown target {text!r}: choose one of {', '.join(TARGETS)}, e.g. cpu, cpu:avx2 or "
+            "cuda:sm_90a"
         )
-    return TARGETS[name](variant, results)
+    make: Make = getattr(import_module(f"{__name__}.{name}"), name)
+    return make(variant, results)

@@ -48,7 +48,7 @@ def record(layer: Layer) -> LayerRecord:
 
 
 MANIFEST = Manifest(
-    schema_version=2,
+    schema_version=3,
     created_by={"lbcompiler": "0.1.0"},
     source=SourceRecord(path="m.onnx", sha256="ab" * 32, kind="onnx"),
     target=TargetRecord(name="cpu", isa="avx2"),

@@ -15,7 +15,7 @@ MAY_IMPORT = {  # folder: what it may import from lbcompiler
     "lbcompiler/quantizers": FLOW | {"ir", "quantizers"},
     "lbcompiler/frontend": FLOW | {"ir", "frontend"},
     "passes": BELOW_PASSES | {"passes", "pipeline"},
-    "targets": BELOW_PASSES | {"passes", "target", "targets"},
+    "targets": BELOW_PASSES | {"files", "passes", "target", "targets"},
 }
 
 

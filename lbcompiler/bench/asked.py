@@ -9,7 +9,7 @@ from lbcompiler.bench.model import ModelSpeed, bench_model
 from lbcompiler.bench.timing import ROUNDS, Progress
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets import target_named
+from lbcompiler.targets import targets_named
 from lbcompiler.targets.cpu import tuned_for
 from lbcompiler.targets.cpu.configs import Source
 from lbcompiler.tuning.work import parse_shape as parse_linear
@@ -42,7 +42,9 @@ def gemm(
         make_config({"format": name, "act_format": act_format, "target": target or "cpu"})
         for name in _listed(format or FORMAT)
     ]
-    target_named(configs[0].target)  # refuses what is none
+    (one, *_) = targets_named(configs[0].target)  # refuses what is none
+    if one.name != "cpu":
+        raise ConfigError(f"lbc bench gemm times kernels of target cpu, not of {one.name}")
     isa, tuned = tuned_for(configs[0].target.partition(":")[2], _results(tuning_db))
     return bench_gemm(
         [(config.weight_format, config.activation_format) for config in configs],

@@ -45,7 +45,7 @@ from lbcompiler.report.analysis import (
 from lbcompiler.report.outliers import Outliers, input_outliers, weight_outliers
 from lbcompiler.report.page import plotly_script, write_page
 from lbcompiler.report.tensors import figures
-from lbcompiler.targets import target_named
+from lbcompiler.targets import targets_named
 
 SECONDS_BETWEEN = 20.0  # of keeping what was found
 PAGES = (".html", ".htm")
@@ -78,7 +78,7 @@ def analyze(
     with _lasting(work) as (state, kept):
         progress("import", 0, 1)
         imported = import_model(model, asked.input_shapes)
-        planned = with_formats(imported, asked, target_named(asked.target), no_dump)
+        planned = with_formats(imported, asked, targets_named(asked.target), no_dump)
         progress("import", 1, 1)
         found = measured(model, imported, planned, asked, calibration_data, kept, progress)
         assert found is not None  # an AnalysisConfig always measures

@@ -4,14 +4,14 @@ elsewhere.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.dump import Dump
 from lbcompiler.ir.model import Dim
+from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.pack_weights import PackWeights
-from lbcompiler.target import Target
+from lbcompiler.target import Files, KernelUse, Target
 from lbcompiler.targets.cpu.configs import Source, Tuned, processor, shipped
 from lbcompiler.targets.cpu.isa import Isa, isa_named, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
@@ -19,20 +19,26 @@ from lbcompiler.targets.cpu.lower import LowerLinears
 from lbcompiler.targets.cpu.lower_attention import LowerAttention
 
 
-def cpu(variant: str = "", results: Sequence[Source] = ()) -> Target:
-    """The target for an ISA (`avx512_vnni`, `avx2`, `generic`), or for the machine this runs on.
+def cpu(variant: str = "", results: Sequence[Source] = ()) -> tuple[Target, ...]:
+    """The one target for an ISA (`avx512_vnni`, `avx2`, `generic`), or for this machine.
 
     `results` of `lbc tune` go before those that are shipped.
     """
     isa, tuned = tuned_for(variant, results)
     kernels = partial(kernel_for, isa=isa)
-    return Target(
+    target = Target(
         name="cpu",
         isa=isa.name,
         supports=lambda weight, act: "",  # every pair has a kernel, integer or float
-        passes=(PackWeights(kernels), LowerLinears(kernels, tuned), LowerAttention(isa)),
+        passes=(
+            FuseActivationQuantize(),
+            PackWeights(kernels),
+            LowerLinears(kernels, tuned),
+            LowerAttention(isa),
+        ),
         build=partial(_build, isa),
     )
+    return (target,)
 
 
 def tuned_for(variant: str = "", results: Sequence[Source] = ()) -> tuple[Isa, Tuned]:
@@ -46,15 +52,18 @@ def tuned_for(variant: str = "", results: Sequence[Source] = ()) -> tuple[Isa, T
     return isa, Tuned((*results, *shipped([processor(), isa.name])))
 
 
-def _build(isa: Isa, module: Any, dims: Sequence[Dim], library: Path, dump: Dump) -> None:
+def _build(
+    isa: Isa, module: Any, dims: Sequence[Dim], files: Files, dump: Dump
+) -> Sequence[KernelUse]:
     from lbcompiler.targets.cpu.build import build
 
     executable = build(module, isa.tvm_target(), dims, dump)
     try:
-        executable.export_library(str(library))
+        executable.export_library(str(files.library))
     except Exception as error:  # the linker's, under several names
         raise ConfigError(
-            f"the generated code could not be linked into {library.name}: "
+            f"the generated code could not be linked into {files.library.name}: "
             f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
             "compiler? lbc doctor looks"
         ) from None
+    return ()

@@ -69,7 +69,7 @@ def _tir_pipeline() -> tuple[Any, Any, Any]:
     return passes, host, device
 
 
-def _bound_dimensions(module: Any, dims: Sequence[Dim]) -> Any:
+def bound_dimensions(module: Any, dims: Sequence[Dim]) -> Any:
     """Say how large each dynamic dimension may grow, so that the memory plan can be made now."""
     upper = {dim.name: dim.high for dim in dims if dim.high is not None}
     if not upper:
@@ -109,7 +109,7 @@ def build(
     symbolic variables of the same names) and their bounds. `dump` is called with the module
     after fusion, scheduling and memory planning. Returns the executable of the virtual machine.
     """
-    module = _bound_dimensions(module, dims)
+    module = bound_dimensions(module, dims)
     with tvm.transform.PassContext(opt_level=3):
         module = lower_to_kernels(module, isa_target)
         dump("fused", module)

@@ -60,6 +60,11 @@ class LinearKernel:
         return f"{route}_{weight}_{act}_{self.isa.name}"
 
     @property
+    def packing(self) -> str:
+        """Names the layout of packed weights: kernels of one name read the same."""
+        return self.name
+
+    @property
     def quantizer(self) -> str:
         """Names what `quantize` makes: kernels of one name share quantized activations."""
         if self.act is None:

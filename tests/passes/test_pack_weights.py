@@ -23,6 +23,10 @@ class Kernel:
     def name(self) -> str:
         return "reversed" if self.weight else "reversed_float"
 
+    @property
+    def packing(self) -> str:
+        return "back_to_front"
+
     def packed_specs(self, n: int, k: int) -> list[Any]:
         if self.weight is None:
             return [((k, n), "float32")]
@@ -63,6 +67,7 @@ def test_a_weight_of_two_layers_is_packed_once() -> None:
 def test_a_float_weight_is_packed_too() -> None:
     before, after = packed("none")
     (name,) = after.layers["q"].weights
+    assert name == "w.back_to_front.0"
     np.testing.assert_array_equal(after.weights[name].load(), before.weights["w"].load().T)
 
 

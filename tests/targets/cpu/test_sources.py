@@ -194,7 +194,9 @@ def two_formats(b: Body, x: Any, y: Any) -> Any:
 
 
 def run(model: Model, *inputs: Array) -> list[Array]:
-    for lower in (*cpu().passes, LiftWeights()):
+    (target,) = cpu()
+    lowers = [p for p in target.passes if not isinstance(p, FuseActivationQuantize)]
+    for lower in (*lowers, LiftWeights()):
         model = lower(model)
     machine = relax.VirtualMachine(build(model.module, detect().tvm_target()), device())
     weights = [model.weights[name].load() for name in model.parameters]

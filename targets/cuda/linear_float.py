@@ -1,0 +1,71 @@
+"""y = epilogue(x W^T + b) in float32, for the linears that are not quantized; scheduled by rule."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from lbcompiler.formats import Quantized
+from lbcompiler.targets.cuda.arch import Arch
+from lbcompiler.targets.cuda.elementwise import ACTIVATIONS
+
+Array = Any
+Spec = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """There is nothing to choose."""
+
+
+@dataclass(frozen=True)
+class FloatLinear:
+    """W (N, K) as it is."""
+
+    arch: Arch
+
+    @property
+    def name(self) -> str:
+        return f"float32_{self.arch.name}"
+
+    route = "float"
+    packing = "rows"
+    quantizer = "float32"
+
+    def quantize(self, k: int, scale_rule: str, rotation: Any = None) -> Any:
+        """None: rows go in as they are."""
+        if rotation is not None:
+            raise ValueError("a linear in float32 is not rotated")
+
+    def quantized_specs(self, k: int) -> list[Spec]:
+        return [((k,), "float32")]
+
+    def gemm(
+        self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: NoConfig | None = None
+    ) -> Any:
+        """PrimFunc(x f32 (M, k), W f32 (n, k)[, bias f32 (n,)], y f32 (M, n)), not scheduled."""
+        m = tirx.Var("m", "int64")
+        x = te.placeholder((m, k), "float32", "x")
+        w = te.placeholder((n, k), "float32", "w")
+        b = te.placeholder((n,), "float32", "b")
+        r = te.reduce_axis((0, k), "r")
+        y = te.compute((m, n), lambda i, j: te.sum(x[i, r] * w[j, r], axis=[r]), "product")
+
+        def finished(i: Any, j: Any) -> Any:
+            return ACTIVATIONS[epilogue](y[i, j] + b[j] if bias else y[i, j])
+
+        if bias or epilogue != "none":
+            y = te.compute((m, n), finished, "y")
+        return te.create_prim_func([x, w, *([b] if bias else []), y], index_dtype_override="int64")
+
+    def default_config(self, n: int, k: int) -> NoConfig:
+        return NoConfig()
+
+    def packed_specs(self, n: int, k: int) -> list[Spec]:
+        return [((n, k), "float32")]
+
+    def pack(self, weight: Quantized | Array) -> tuple[Array, ...]:
+        if isinstance(weight, Quantized):
+            raise ValueError(f"{self.name} takes float weights")
+        return (np.ascontiguousarray(weight, np.float32),)

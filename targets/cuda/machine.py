@@ -1,0 +1,69 @@
+"""What a program needs of the machine it runs on: a driver, a GPU of its architecture, and TVM's
+CUDA runtime.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import tvm
+
+from lbcompiler.errors import DeviceError
+from lbcompiler.targets.cuda.arch import arch_named, best_for
+from lbcompiler.targets.cuda.driver import Gpu, NoGpuError, first_gpu
+from lbcompiler.targets.cuda.toolchain import pip_folders
+
+RUNTIME = "libcudart.so.13"  # what TVM's CUDA runtime is linked to
+RELEASE = (13, 0)  # of the driver that this asks for
+TOOLKITS = ("/usr/local/cuda/lib64",)
+
+
+def program_for(isas: Sequence[str], artifact: str) -> str:
+    """Of an artifact's architectures the one that suits the first GPU, ready to be loaded.
+
+    Raises DeviceError: no driver, one too old, a GPU that none of them is for, no CUDA runtime.
+    """
+    try:
+        gpu = first_gpu()
+    except NoGpuError as error:
+        raise DeviceError(
+            f"{artifact} is for NVIDIA GPUs ({', '.join(isas)}), and {error}; compile with "
+            "--target cpu to run on the processor"
+        ) from None
+    arch = best_for(gpu.capability, tuple(arch_named(isa) for isa in isas))
+    if arch is None:
+        capability = ".".join(map(str, gpu.capability))
+        best = best_for(gpu.capability)
+        wanted = "no architecture there are kernels for" if best is None else f"cuda:{best.name}"
+        raise DeviceError(
+            f"{artifact} was compiled for {', '.join(isas)}, and {gpu.name} has compute capability "
+            f"{capability}: compile it with --target {wanted}"
+        )
+    _load_runtime(gpu)
+    return arch.name
+
+
+def _load_runtime(gpu: Gpu) -> None:
+    if gpu.cuda < RELEASE:
+        raise DeviceError(
+            f"the NVIDIA driver is made for CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, and TVM's runtime "
+            f"needs one for CUDA {RELEASE[0]}.{RELEASE[1]} or later: update the driver"
+        )
+    if _has_runtime():
+        return
+    for folder in [*(found / "lib" for found in pip_folders()), *map(Path, TOOLKITS)]:
+        if (folder / RUNTIME).is_file():
+            ctypes.CDLL(str(folder / RUNTIME), ctypes.RTLD_GLOBAL)
+            break
+    library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        raise DeviceError(
+            f"TVM's CUDA runtime cannot be loaded ({error}): pip install 'lbcompiler[cuda]' brings "
+            f"{RUNTIME}"
+        ) from None
+
+
+def _has_runtime() -> bool:
+    return tvm.get_global_func("device_api.cuda", allow_missing=True) is not None
