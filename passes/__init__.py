@@ -19,6 +19,7 @@ from lbcompiler.passes.quantize_weights import QuantizeWeights
 from lbcompiler.passes.recognize_activations import RecognizeActivations
 from lbcompiler.passes.recognize_norms import RecognizeNorms
 from lbcompiler.passes.rotate import Rotate
+from lbcompiler.passes.rotate_residual import RotateResidual
 from lbcompiler.passes.select_formats import SelectFormats
 from lbcompiler.passes.smooth import Smooth
 from lbcompiler.passes.split_outliers import SplitOutliers
@@ -73,6 +74,7 @@ __all__ = [
     "RecognizeActivations",
     "RecognizeNorms",
     "Rotate",
+    "RotateResidual",
     "SelectFormats",
     "Smooth",
     "SplitOutliers",
