@@ -44,6 +44,16 @@ HadamardSeed = Annotated[
         rich_help_panel=CALIBRATION,
     ),
 ]
+RotateResidual = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|off",
+        help="Rotate the residual stream of a model with RMS norms, folded into its weights, if "
+        "measuring says that it helps.",
+        show_default="off",
+        rich_help_panel=CALIBRATION,
+    ),
+]
 Smooth = Annotated[
     str | None,
     typer.Option(

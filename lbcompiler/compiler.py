@@ -58,6 +58,7 @@ from lbcompiler.passes import (
     ApplyDecisions,
     LiftWeights,
     Rotate,
+    RotateResidual,
     SelectFormats,
     Smooth,
     SplitOutliers,
@@ -99,6 +100,7 @@ def compile(
     sensitivity: str | None = None,
     hadamard: str | int | None = None,
     hadamard_seed: int | None = None,
+    rotate_residual: str | None = None,
     smooth: str | None = None,
     outliers: str | int | None = None,
     calibration: str | None = None,
@@ -151,6 +153,7 @@ def compile(
         "sensitivity": sensitivity,
         "hadamard": hadamard,
         "hadamard_seed": hadamard_seed,
+        "rotate_residual": rotate_residual,
         "smooth": smooth,
         "outliers": outliers,
         "calibration": calibration,
@@ -428,9 +431,10 @@ def _layer_record(layer: Layer) -> LayerRecord:
 
 
 def _applied(decided: Decided) -> tuple[Pass, ...]:
+    residual = () if decided.residual is None else (RotateResidual(decided.residual),)
     smooth = (Smooth(decided.smoothings),) if decided.smoothings else ()
     split = (SplitOutliers(decided.splits),) if decided.splits else ()
-    return (*smooth, *split, ApplyDecisions(decided.decisions))
+    return (*residual, *smooth, *split, ApplyDecisions(decided.decisions))
 
 
 def _forced(model: Model, config: CompileConfig) -> tuple[Pass, ...]:

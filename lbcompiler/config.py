@@ -113,6 +113,7 @@ class CompileConfig(BaseModel):
     sensitivity: Literal["output", "model", "fisher"] = "model"
     hadamard: Literal["auto", "off"] | int | None = None  # None: auto with a quantizer that rotates
     hadamard_seed: NonNegativeInt | None = None  # random signs; None: no signs
+    rotate_residual: Literal["auto", "off"] = "off"
     smooth: Literal["auto", "off"] = "off"
     outliers: Literal["auto", "off"] | int = "off"  # channels to multiply in a wider format
     calibration: Literal["random"] | None = None
@@ -184,7 +185,8 @@ class CompileConfig(BaseModel):
             raise ConfigError("float is the only format to choose from: name a block format too")
         if self.calibration and self.calibration_data:
             raise ConfigError("calibration random was given, and calibration data: say one of them")
-        if self.hadamard_seed is not None and not self.rotates:
+        rotates = self.rotates or self.rotate_residual == "auto"
+        if self.hadamard_seed is not None and not rotates:
             raise ConfigError("hadamard_seed was given, but no rotation is asked for: --hadamard")
         if self.outliers != "off" and self.activation_format is None:
             raise ConfigError(
@@ -233,6 +235,7 @@ class CompileConfig(BaseModel):
             self.budget is not None
             or QUANTIZERS[self.quantizer].needs_hessian
             or self.smooth == "auto"
+            or self.rotate_residual == "auto"
             or self.outliers != "off"
             or (self.rotates and not isinstance(self.hadamard, int))
             or self.calibration is not None

@@ -1,7 +1,8 @@
 """Measure, then decide: calibration data -> what becomes of every linear, and why.
 
     statistics of every group's input      one pass of the float model
-    smoothing, where it is asked for       the statistics are then taken once more
+    a rotation of the residual stream, a smoothing, where they are asked for
+                                           the statistics are then taken once more
     candidates: each group in each format  groups in parallel, judged on their own outputs
     sensitivity of the model to each       the model's output with only that group quantized
     a plan within the budget               the exact program, then the whole model
@@ -26,31 +27,33 @@ from lbcompiler.calibration.state import State
 from lbcompiler.calibration.tables import indexed_rows
 from lbcompiler.config import FLOAT, FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
 from lbcompiler.data import Feeds
+from lbcompiler.decisions.budgets import cost_of, within_budget
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
-from lbcompiler.decisions.candidates import GroupProblem, Options, Solution
+from lbcompiler.decisions.candidates import GroupProblem, Solution
 from lbcompiler.decisions.cut import OFF, WIDE
-from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of
+from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of, reason_of
 from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
+from lbcompiler.decisions.residual import residual_rotation
 from lbcompiler.decisions.smooth import smoothings
+from lbcompiler.decisions.tried import options_of
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import Quantized, format_named
 from lbcompiler.ir.model import Layer, Model
+from lbcompiler.ir.rotation import Rotation
 from lbcompiler.ir.smoothing import Smoothing
+from lbcompiler.passes.rotate_residual import RotateResidual, stream_of
 from lbcompiler.passes.smooth import Smooth
 from lbcompiler.passes.split_outliers import can_reorder
 from lbcompiler.pipeline import Progress, run
-from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.smoothing import Rounding
 
 JUDGED = 4  # batches that plans are measured on
 SENSED = 1  # of them, for the many measurements of one group alone
-ROTATIONS = (16, 32, 64, 128)  # tried by `--hadamard auto`
-WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a Hessian to weigh by
-ACT_RULES = ("absmax", "four_over_six", "rceil")
+
 
 # (batches) -> by layer, what the model's output loses for a relative error of 1 of the layer's
 Gradients = Callable[[Sequence[Feeds]], dict[str, float]]
@@ -125,16 +128,19 @@ class _Decider:
             for group, part in self.parts.items()
         }
         self._check_rotation()
-        self.options = _options(config)
+        self.options = options_of(config)
         formats = [name for name in config.candidates if name != FLOAT_CANDIDATE]
         self.pairs = [(name, config.act_format or name) for name in formats]
         self.data_key: list[Any] = [samples.fingerprint, samples.count]
         smoothed_for = self.pairs[0] if config.smooth == "auto" else None
         decided = [asdict(self.options), sorted(chosen), config.act_format, smoothed_for]
+        decided += [self.pairs[0], "residual"] if config.rotate_residual == "auto" else []
         self.key = [*self.data_key, *decided]
         self.store = CandidateStore(state, f"candidates-{_digest(self.key)}")
         self.smoothings: dict[str, Smoothing] = {}
         self.reordering: set[str] = set()
+        self.residual: Rotation | None = None
+        self.turned: set[str] = set()  # the layers that read or write it
 
     def _check_rotation(self) -> None:
         size = self.config.hadamard
@@ -151,6 +157,8 @@ class _Decider:
 
     def decided(self) -> tuple[Decided, Measured]:
         statistics = self._statistics(self.data_key)
+        if self.config.rotate_residual == "auto":
+            statistics = self._residual(statistics)
         if self.config.smooth == "auto":
             statistics = self._smoothed(statistics)
         self.reordering = self._reordering()
@@ -174,6 +182,31 @@ class _Decider:
     def _statistics(self, key: list[Any]) -> Statistics:
         name = f"statistics-{_digest(key)}"
         return collect(self.simulator, self.learn, self.state, name, progress=self.progress)
+
+    def _residual(self, statistics: Statistics) -> Statistics:
+        """The residual stream rotated where it helps, and what its linears read then."""
+        name = f"residual-{_digest(self.key)}"
+        known = self.state.load_record(name)
+        if known is None:
+            found = residual_rotation(
+                self.simulator,
+                self.parts,
+                statistics,
+                self.pairs[0],
+                self.options,
+                list(islice(self.judge, JUDGED)),
+                self.progress,
+            )
+            known = {"size": 0 if found is None else found.size}
+            self.state.save_record(name, known)
+        if not known["size"]:
+            return statistics
+        self.residual = Rotation(int(known["size"]), self.config.hadamard_seed)
+        stream = stream_of(self.simulator.model.module)
+        self.turned = set(stream.layers())
+        turned = run((RotateResidual(self.residual),), self.simulator.model)
+        self.simulator = Simulator(turned)
+        return self._statistics([*self.key, "residual"])
 
     def _smoothed(self, statistics: Statistics) -> Statistics:
         """The model smoothed where it helps, and what its linears read then."""
@@ -220,7 +253,7 @@ class _Decider:
         sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
         table = self._table(solutions, sensitivities, "" if budget is None else budget[0])
         planner = Planner(table, self._told(measurement.plan))
-        plan = None if budget is None else _within_budget(planner, *budget)
+        plan = None if budget is None else within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
         if budget is None and len(self.config.candidates) == 1:
             plan = uniform[-1]
@@ -285,7 +318,7 @@ class _Decider:
     ) -> Table:
         options = {}
         for group, row in solutions.items():
-            costs = [_cost(d, budget) for d in measured[group]]
+            costs = [cost_of(d, budget) for d in measured[group]]
             offered: list[tuple[Solution | None, float]] = list(zip(row, costs, strict=True))
             if FLOAT_CANDIDATE in self.config.candidates:
                 offered.append((None, 0.0))
@@ -325,9 +358,10 @@ class _Decider:
         ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
         decisions, weights, splits = {}, {}, {}
         for group, option in picked.items():
-            reason = _reason(option, ranks[group] if front else 0, len(picked), self.config)
+            reason = reason_of(option, ranks[group] if front else 0, len(picked), self.config)
             for i, layer in enumerate(self.parts[group]):
-                decisions[layer] = decision_of(option.solution, reason, self.config.hadamard_seed)
+                why = f"{reason}; {self._stream_reason}" if layer in self.turned else reason
+                decisions[layer] = decision_of(option.solution, why, self.config.hadamard_seed)
                 if option.solution is not None and option.solution.choice.split is not None:
                     splits[layer] = option.solution.choice.split
                 if option.solution is not None:
@@ -337,8 +371,14 @@ class _Decider:
             weights,
             self.smoothings,
             splits,
+            self.residual,
             tuple(self._point(p) for p in front),
         )
+
+    @property
+    def _stream_reason(self) -> str:
+        assert self.residual is not None
+        return f"the residual stream is rotated in blocks of {self.residual.size}"
 
     def _layer_weight(self, group: str, solution: Solution, index: int) -> Quantized:
         return self.store.weights(group, solution)[index]
@@ -352,69 +392,6 @@ class _Decider:
         return ParetoPoint(
             plan.effective_bits, plan.divergence.kl, plan.divergence.qsnr_db, by_layer
         )
-
-
-def _options(config: CompileConfig) -> Options:
-    rotations: tuple[int, ...] = ()
-    if config.rotates:
-        size = config.hadamard
-        rotations = (size,) if isinstance(size, int) else ROTATIONS
-    searched = WEIGHT_RULES if QUANTIZERS[config.quantizer].needs_hessian else ()
-    return Options(
-        quantizer=config.quantizer,
-        rotations=rotations,
-        forced=isinstance(config.hadamard, int),
-        seed=config.hadamard_seed,
-        rule=config.scale_rule or "",
-        rules=searched,
-        act_rules=(config.act_scale_rule,) if config.act_scale_rule else ACT_RULES,
-        outliers=config.outliers,
-    )
-
-
-def _within_budget(planner: Planner, what: str, limit: float) -> Plan:
-    table = planner.table
-    elements = sum(table.elements.values())
-    if what == "effective_bits":
-        return planner.within(limit * elements, limit, "bits a weight", elements)
-    if what == "max_latency":
-        fastest = sum(min(row) for row in table.loads)
-        return planner.within(limit * fastest, limit, "times the fastest kernels' time", fastest)
-    if what == "max_kl":
-        return planner.cheapest(limit, _kl, f"a KL of {limit:g}")
-    return planner.cheapest(
-        10 ** (-limit / 10), lambda d: d.noise, f"a QSNR of {limit:g} dB (noise over signal)"
-    )
-
-
-def _kl(divergence: Divergence) -> float:
-    if divergence.kl is None:
-        raise ConfigError(
-            "--max-kl needs logits, and no output is (batch, length, vocabulary) over an input "
-            "named input_ids: use --min-qsnr"
-        )
-    return divergence.kl
-
-
-def _cost(divergence: Divergence, budget: str) -> float:
-    return divergence.noise if budget == "min_qsnr" else divergence.cost
-
-
-def _reason(option: Option, rank: int, count: int, config: CompileConfig) -> str:
-    """In a few words: what was gained over plain rounding, and how sensitive the model is."""
-    words = []
-    if option.solution is not None:
-        error, plain = option.solution.error, option.solution.plain_error
-        words.append(f"output error {error:.2e}, {plain:.2e} rounded to nearest")
-        if config.rotates and not option.solution.choice.hadamard:
-            words.append("no rotation lowers it")
-        if option.solution.choice.outliers:
-            words.append(f"{option.solution.taken} channels split off for their outliers")
-        elif config.outliers != OFF:
-            words.append("no split lowers it")
-    if rank:
-        words.append(f"alone it costs {option.cost:.2e}, number {rank} of {count}")
-    return "; ".join(words)
 
 
 def _digest(key: Any) -> str:

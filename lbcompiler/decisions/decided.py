@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lbcompiler.config import FLOAT, WEIGHT_ONLY
+from lbcompiler.config import FLOAT, WEIGHT_ONLY, CompileConfig
 from lbcompiler.decisions.candidates import Solution
+from lbcompiler.decisions.cut import OFF
+from lbcompiler.decisions.plan import Option
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.model import Array
 from lbcompiler.ir.outliers import Split
@@ -29,13 +31,15 @@ class ParetoPoint:
 @dataclass(frozen=True)
 class Decided:
     """decisions: by layer; weights: layer -> its codes, rows in their order in the source, columns
-    as the layer's split has them; pareto: few bits first.
+    as the layer's split has them; residual: the rotation of the residual stream; pareto: few bits
+    first.
     """
 
     decisions: Mapping[str, Decision]
     weights: Mapping[str, Callable[[], Quantized]]
     smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
     splits: Mapping[str, Split] = field(default_factory=dict)
+    residual: Rotation | None = None
     pareto: tuple[ParetoPoint, ...] = ()
 
     def codes(self, module: Any) -> dict[str, Callable[[], Quantized]]:
@@ -68,3 +72,20 @@ def decision_of(solution: Solution | None, reason: str, seed: int | None) -> Dec
         Rotation(choice.hadamard, seed) if choice.hadamard else None,
         reason,
     )
+
+
+def reason_of(option: Option, rank: int, count: int, config: CompileConfig) -> str:
+    """In a few words: what was gained over plain rounding, and how sensitive the model is."""
+    words = []
+    if option.solution is not None:
+        error, plain = option.solution.error, option.solution.plain_error
+        words.append(f"output error {error:.2e}, {plain:.2e} rounded to nearest")
+        if config.rotates and not option.solution.choice.hadamard:
+            words.append("no rotation lowers it")
+        if option.solution.choice.outliers:
+            words.append(f"{option.solution.taken} channels split off for their outliers")
+        elif config.outliers != OFF:
+            words.append("no split lowers it")
+    if rank:
+        words.append(f"alone it costs {option.cost:.2e}, number {rank} of {count}")
+    return "; ".join(words)

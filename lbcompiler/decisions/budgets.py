@@ -1,0 +1,35 @@
+"""What each budget asks of a plan."""
+
+from lbcompiler.decisions.measure import Divergence
+from lbcompiler.decisions.plan import Plan, Planner
+from lbcompiler.errors import ConfigError
+
+
+def within_budget(planner: Planner, what: str, limit: float) -> Plan:
+    """The plan under the budget `what`. Raises ConfigError where none keeps within it."""
+    table = planner.table
+    elements = sum(table.elements.values())
+    if what == "effective_bits":
+        return planner.within(limit * elements, limit, "bits a weight", elements)
+    if what == "max_latency":
+        fastest = sum(min(row) for row in table.loads)
+        return planner.within(limit * fastest, limit, "times the fastest kernels' time", fastest)
+    if what == "max_kl":
+        return planner.cheapest(limit, _kl, f"a KL of {limit:g}")
+    return planner.cheapest(
+        10 ** (-limit / 10), lambda d: d.noise, f"a QSNR of {limit:g} dB (noise over signal)"
+    )
+
+
+def _kl(divergence: Divergence) -> float:
+    if divergence.kl is None:
+        raise ConfigError(
+            "--max-kl needs logits, and no output is (batch, length, vocabulary) over an input "
+            "named input_ids: use --min-qsnr"
+        )
+    return divergence.kl
+
+
+def cost_of(divergence: Divergence, budget: str) -> float:
+    """What is to be small under a budget."""
+    return divergence.noise if budget == "min_qsnr" else divergence.cost

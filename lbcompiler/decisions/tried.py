@@ -1,0 +1,27 @@
+"""What is tried for every group, by what was asked for."""
+
+from lbcompiler.config import CompileConfig
+from lbcompiler.decisions.candidates import Options
+from lbcompiler.quantizers import QUANTIZERS
+
+ROTATIONS = (16, 32, 64, 128)  # tried by `--hadamard auto`
+WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a Hessian to weigh by
+ACT_RULES = ("absmax", "four_over_six", "rceil")
+
+
+def options_of(config: CompileConfig) -> Options:
+    rotations: tuple[int, ...] = ()
+    if config.rotates:
+        size = config.hadamard
+        rotations = (size,) if isinstance(size, int) else ROTATIONS
+    searched = WEIGHT_RULES if QUANTIZERS[config.quantizer].needs_hessian else ()
+    return Options(
+        quantizer=config.quantizer,
+        rotations=rotations,
+        forced=isinstance(config.hadamard, int),
+        seed=config.hadamard_seed,
+        rule=config.scale_rule or "",
+        rules=searched,
+        act_rules=(config.act_scale_rule,) if config.act_scale_rule else ACT_RULES,
+        outliers=config.outliers,
+    )
