@@ -168,7 +168,7 @@ def compile(
         backends = targets_named(settings.target, () if tuned is None else tuned.sources)
         for backend in backends:
             backend.check()
-        _check_budget(settings, backends[0])
+        _check_fits(settings, keep_source, backends[0])
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
         planned = clock("plan", lambda: with_formats(imported, settings, backends, dump))
         found = measured(model, imported, planned, settings, calibration_data, work, progress)
@@ -208,7 +208,10 @@ def plan(
     return list(planned.layers.values())
 
 
-def _check_budget(config: CompileConfig, target: Target) -> None:
+def _check_fits(config: CompileConfig, keep_source: bool, target: Target) -> None:
+    """Raises ConfigError for what is asked of another target than it is for."""
+    if keep_source and target.name != "cuda":
+        raise ConfigError(f"--keep-source is for target cuda: {target.name} has no such text")
     if config.max_latency is not None and target.name != "cpu":
         raise ConfigError(
             f"--max-latency times the kernels of target cpu, which says nothing of {target.name}: "

@@ -17,6 +17,8 @@ from tvm import tirx
 from tvm.tirx import compilation_pipeline
 from tvm.tirx.build import codegen_build
 
+from lbcompiler.errors import ModelError
+
 PIPELINE = "lbcompiler.cuda"
 DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)")
@@ -44,6 +46,7 @@ class Kernel:
 class _Caught:
     device: dict[str, Any] = field(default_factory=dict)  # kernel -> its lowered PrimFunc
     host: Any = None
+    functions: set[str] = field(default_factory=set)  # that work on the device's memory
 
 
 def generate(module: Any, target: Any) -> tuple[Any, list[Kernel]]:
@@ -55,6 +58,7 @@ def generate(module: Any, target: Any) -> tuple[Any, list[Kernel]]:
     caught = _Caught()
     compilation_pipeline.register_tir_pipeline(PIPELINE, lambda: _pipeline(caught))
     executable = tvm.compile(module, target=target, relax_pipeline=None, tir_pipeline=PIPELINE)
+    _check_all_launch(caught)
     launches = _launches(caught.host)
     kernels = [_kernel(name, f, target, launches) for name, f in sorted(caught.device.items())]
     return executable, kernels
@@ -68,6 +72,8 @@ def _pipeline(caught: _Caught) -> tuple[Any, Callable[[], Any], Callable[[], Any
         parts: dict[bool, dict[Any, Any]] = {True: {}, False: {}}
         for variable, function in module.functions_items():
             parts[is_schedulable(function)][variable] = function
+            if function.attrs["target"].kind.name == "cuda":
+                caught.functions.add(str(function.attrs["global_symbol"]))
         lowered = scheduled(tvm.IRModule(parts[True], attrs=module.attrs))
         lowered.update(written(tvm.IRModule(parts[False], attrs=module.attrs)))
         return lowered
@@ -88,6 +94,18 @@ def _pipeline(caught: _Caught) -> tuple[Any, Callable[[], Any], Callable[[], Any
         return run
 
     return tvm.transform.module_pass(lower, opt_level=0, name=PIPELINE), host, device
+
+
+def _check_all_launch(caught: _Caught) -> None:
+    """A function without a kernel would run on the host, in the device's memory."""
+    pattern = re.compile(r"(.*)_kernel(_\d+)?")
+    launched = {match.group(1) for name in caught.device if (match := pattern.fullmatch(name))}
+    idle = sorted(caught.functions - launched)
+    if idle:
+        raise ModelError(
+            f"the model needs {', '.join(idle)}, which has no kernel for GPUs: compile it for "
+            "--target cpu"
+        )
 
 
 def is_schedulable(function: Any) -> bool:

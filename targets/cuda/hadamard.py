@@ -54,6 +54,15 @@ def _signed(x: Any, rotation: Rotation) -> Any:
     return te.compute(x.shape, value, name="signed")
 
 
+def _parity(place: Expr, mask: int) -> Expr:
+    """1 where an odd number of the mask's bits are set in `place`."""
+    bits = [(place >> i) & 1 for i in range(mask.bit_length()) if mask >> i & 1]
+    total = bits[0]
+    for bit in bits[1:]:
+        total = total ^ bit
+    return total
+
+
 def _step(x: Any, distance: int, radix: int, factor: float) -> Any:
     """Butterflies of `radix` elements that lie `distance` apart."""
 
@@ -65,8 +74,7 @@ def _step(x: Any, distance: int, radix: int, factor: float) -> Any:
         for other in range(radix):
             term = x(*lead, base + other * distance)
             if other:
-                shared = tirx.popcount(tirx.Cast("int32", place) & other) & 1
-                term = tirx.Select(shared == 1, -term, term)
+                term = tirx.Select(_parity(place, other) == 1, -term, term)
             total = term if total is None else total + term
         return total * tirx.const(factor, "float32")
 

@@ -37,7 +37,9 @@ inline void __syncthreads() {
   auto& size = emulator::block_size;
   emulator::barrier(0, size.x * size.y * size.z);
 }
-inline void __syncwarp(unsigned = ~0u) { emulator::with_warp(nullptr, [](void**) {}); }
+inline void __syncwarp(unsigned = ~0u) {
+  emulator::with_what_there_is_of_the_warp(nullptr, [](void**) {});
+}
 
 template <class T, class F>
 inline T emulated_shuffle(T value, F source) {
@@ -49,10 +51,11 @@ inline T emulated_shuffle(T value, F source) {
     Brought* b;
     F* from;
   } both{&b, from};
-  emulator::with_warp(&both, [](void** all) {
-    for (int t = 0; t < 32; t++) {
+  emulator::with_what_there_is_of_the_warp(&both, [](void** all) {
+    for (int t = 0, there = emulator::warp_threads(); t < there; t++) {
       auto* mine = (Both*)all[t];
-      mine->b->out = ((Both*)all[(*mine->from)(t) & 31])->b->in;
+      int source = (*mine->from)(t) & 31;
+      mine->b->out = ((Both*)all[source < there ? source : t])->b->in;
     }
   });
   return b.out;

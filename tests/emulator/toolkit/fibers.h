@@ -108,8 +108,19 @@ inline void meet(Rendezvous& r, int expected, int place, void* brought, F work) 
   if (draw(2)) pause();  // the last one to arrive is not always the first to go on
 }
 
+inline int warp_threads() {  // of the current one's warp, which the last of a block may lack
+  int left = block->fibers.size() - current->thread / 32 * 32;
+  return left < 32 ? left : 32;
+}
+
+template <class F>
+inline void with_what_there_is_of_the_warp(void* brought, F work) {
+  meet(block->warps[current->thread / 32], warp_threads(), lane(), brought, work);
+}
+
 template <class F>
 inline void with_warp(void* brought, F work) {
+  if (warp_threads() < 32) fail("an instruction of a warp in one that is not whole");
   meet(block->warps[current->thread / 32], 32, lane(), brought, work);
 }
 
@@ -199,13 +210,12 @@ inline void run_block() {
 
 inline void run_grid(dim3 grid, dim3 size, size_t dynamic_bytes, std::function<void()> body) {
   int threads = size.x * size.y * size.z;
-  if (threads % 32) throw std::runtime_error("blocks of whole warps only");
   if (dynamic_bytes > SHARED) throw std::runtime_error("more shared memory than there is");
   Block b;
   b.fibers.resize(threads);
-  b.warps.resize(threads / 32);
+  b.warps.resize((threads + 31) / 32);
   b.groups.resize((threads + 127) / 128);
-  b.preference.resize(threads / 32);
+  b.preference.resize((threads + 31) / 32);
   while (stacks.size() < size_t(threads)) stacks.emplace_back(STACK);
   block = &b, entry = body, grid_size = grid, block_size = size;
   failure.clear();

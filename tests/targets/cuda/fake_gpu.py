@@ -52,11 +52,16 @@ def with_emulated_kernels(artifact: Path, isa: str) -> None:
     with safe_open(path, "numpy") as file:
         metadata, names = file.metadata(), list(file.keys())
     texts = {name: (artifact / f"source.{isa}" / f"{name}.cu").read_text() for name in names}
-    image = np.frombuffer(str(_kernels(texts)).encode() + b"\0", np.uint8)
+    image = np.frombuffer(image_of(texts), np.uint8)
     save_file(dict.fromkeys(names, image), path, metadata)
     manifest = json.loads((artifact / MANIFEST).read_text())
     manifest["files"][path.name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     (artifact / MANIFEST).write_text(json.dumps(manifest))
+
+
+def image_of(texts: dict[str, str]) -> bytes:
+    """What stands for the cubin of these kernels: the path of their emulation."""
+    return str(_kernels(texts)).encode() + b"\0"
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

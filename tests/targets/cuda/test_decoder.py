@@ -1,0 +1,80 @@
+"""A decoder whose past grows in a GPU's memory: its session there says what it says on a CPU."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lbcompiler
+from tests.cached_decoder import STATES, WORDS, past_of, write_decoder
+from tests.targets.cuda import needs
+from tests.targets.cuda.fake_gpu import run, with_emulated_kernels
+
+IDS = np.random.default_rng(1).integers(0, WORDS, (1, 11))
+PIECES = (0, 5, 6, 11)  # a prompt, a token, and the rest
+
+# Weights are the same numbers; activations are sums of two bfloat16 on the GPU, which are off by up
+# to 2^-17 of them, and float32 on the CPU: 102 dB for one linear, and five follow each other.
+MIN_QSNR_DB = 85.0
+
+CODE = """
+import sys
+import numpy as np
+import lbcompiler
+program = lbcompiler.load(sys.argv[1])
+given = np.load(sys.argv[2])
+session = program.session(room=4)
+results = {}
+for i, (start, end) in enumerate(zip(given["pieces"], given["pieces"][1:])):
+    results[f"logits_{i}"] = session(input_ids=given["ids"][:, start:end])["logits"]
+results.update(session.states())
+session.rewind(5)
+results["again"] = session(input_ids=given["ids"][:, 5:6])["logits"]
+past = {name: given[name] for name in given.files if name.startswith("past")}
+results["alone"] = program(input_ids=given["ids"][:, :2], **past)["logits"]
+np.savez(sys.argv[3], **results)
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    """Of the CPU, and of the GPU that is not there."""
+    folder = tmp_path_factory.mktemp("decoder")
+    model = write_decoder(folder / "cached.onnx")
+    np.savez(folder / "given.npz", ids=IDS, pieces=PIECES, **past_of(3))
+    for name, target in (("cpu", "cpu"), ("gpu", "cuda:sm_80")):
+        lbcompiler.compile(
+            model,
+            target=target,
+            format="mxint8",
+            act_format="none",
+            output=folder / f"{name}.lbc",
+            keep_source=target != "cpu",
+        )
+    with_emulated_kernels(folder / "gpu.lbc", "sm_80")
+    found = []
+    for name in ("cpu", "gpu"):
+        arguments = [str(folder / file) for file in (f"{name}.lbc", "given.npz", f"{name}.npz")]
+        done = run(f"import sys; sys.argv[1:] = {arguments!r}\n{CODE}")
+        assert done.returncode == 0, done.stderr
+        found.append(dict(np.load(folder / f"{name}.npz")))
+    return found
+
+
+@needs.nvcc
+@pytest.mark.parametrize(
+    "name",
+    ["logits_0", "logits_1", "logits_2", "again", "alone", *(f"present_{s}" for s in STATES)],
+)
+def test_the_same_as_on_a_cpu(name: str, results: list[dict[str, np.ndarray]]) -> None:
+    expected, found = (held[name].astype(np.float64) for held in results)
+    assert found.shape == expected.shape
+    error = np.square(found - expected).sum()
+    assert 10 * np.log10(np.square(expected).sum() / error) > MIN_QSNR_DB
+    if name == "again":
+        np.testing.assert_array_equal(results[1]["again"], results[1]["logits_1"])
+
+
+def test_a_cpu_has_no_text_to_keep(tmp_path: Path) -> None:
+    with pytest.raises(lbcompiler.LbcError, match="--keep-source is for target cuda"):
+        lbcompiler.compile(write_decoder(tmp_path / "cached.onnx"), target="cpu", keep_source=True)
