@@ -1,0 +1,51 @@
+"""Kernels compiled for their architectures hold the instructions they are for."""
+
+import pytest
+
+from lbcompiler.formats import FORMATS
+from lbcompiler.targets.cuda.arch import arch_named
+from lbcompiler.targets.cuda.kernels import kernel_for
+from tests.targets.cuda.sass import can_disassemble, kernels_of
+
+pytestmark = pytest.mark.skipif(not can_disassemble(), reason="no nvcc, cuobjdump or nvdisasm")
+N, K = 4096, 4096
+
+
+def check(kernels, said: str) -> None:
+    """16-byte copies, no spills, no local memory."""
+    assert "0 bytes stack frame, 0 bytes spill stores" in said
+    assert said.count("0 bytes spill stores") == len(kernels)
+    for name, kernel in kernels.items():
+        assert not kernel.has("STL"), name
+        assert not kernel.has("LDL"), name
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "act"),
+    [("sm_80", "nvfp4", "nvfp4"), ("sm_80", "mxint8", None), ("sm_89", "mxfp6", "mxfp6")],
+)
+def test_the_exact_gemm(arch, name, act) -> None:
+    kernel = kernel_for(FORMATS[name], FORMATS.get(act), arch_named(arch))
+    kernels, said = kernels_of({"gemm": kernel.gemm(N, K, bias=True, epilogue="gelu")}, kernel.arch)
+    assert set(kernels) == {"gemm_kernel", "gemm_kernel_1", "gemm_kernel_2"}
+    check(kernels, said)
+    for one in kernels.values():
+        assert one.has("HMMA.16816.F32.BF16")
+        assert one.has("LDGSTS.E", "128")
+        assert one.has("LDSM.16.M88")
+        assert one.has("LDS.128")  # a lane's share of packed weights
+        assert not one.has("LDG.E.U8")
+
+
+def test_quantization_loads_sixteen_bytes() -> None:
+    arch = arch_named("sm_80")
+    functions = {
+        name: kernel_for(FORMATS[name], FORMATS[name], arch).quantize(K, rule)
+        for name, rule in (("nvfp4", "absmax"), ("mxint8", "rceil"))
+    }
+    kernels, said = kernels_of(functions, arch)
+    check(kernels, said)
+    for one in kernels.values():
+        assert one.has("LDG.E.128")
+        assert one.has("STG.E.64")
+        assert one.has("SHFL")
