@@ -23,6 +23,7 @@ from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.gemm_few import Few, emit_few
 from lbcompiler.targets.cuda.gemm_mma import Activations, Tiling, emit_gemm
+from lbcompiler.targets.cuda.gemm_wgmma import Wide, emit_wide
 from lbcompiler.targets.cuda.intrinsics import kernel
 from lbcompiler.targets.cuda.layout import (
     DEPTH,
@@ -49,7 +50,8 @@ class Config:
 
     A block computes `rows` x `columns` of y with `row_warps` x `column_warps` warps, over a ring of
     `stages` tiles of 64 k's. Up to 16 rows a block computes 16 columns, and its `few_warps` share
-    K, each with a ring of `few_stages`.
+    K, each with a ring of `few_stages`. On sm_90a more than `rows` rows are taken `tokens` at a
+    time, over a ring of `wide_stages`.
     """
 
     rows: int
@@ -59,6 +61,12 @@ class Config:
     stages: int
     few_warps: int
     few_stages: int
+    tokens: int = 256
+    wide_stages: int = 4
+
+    @property
+    def wide(self) -> Wide:
+        return Wide(self.tokens, self.wide_stages)
 
     @property
     def tiling(self) -> Tiling:
@@ -121,7 +129,6 @@ class LinearKernel:
         """PrimFunc(activation operands.., packed weights..[, bias f32 (n,)], y f32 (M, n))."""
         chosen = config or self.default_config(n, k)
         self._check(chosen)
-        tiling = chosen.tiling
         with kernel() as builder:
             m = tirx.Var("m", "int64")
             x = Activations.declare(m, k, self.parts)
@@ -138,8 +145,25 @@ class LinearKernel:
                     with T.Then():
                         emit_few(Few(16, chosen.few_warps, chosen.few_stages), x, weights, output)
                     with T.Else():
-                        emit_gemm(tiling, x, weights, output)
+                        self._emit_many(chosen, x, weights, output, m)
         return builder.get()
+
+    def _emit_many(
+        self, config: Config, x: Activations, weights: Weights, output: Output, m: Any
+    ) -> None:
+        if not self.has_wgmma:
+            emit_gemm(config.tiling, x, weights, output)
+            return
+        with T.If(m <= config.rows):
+            with T.Then():
+                emit_gemm(config.tiling, x, weights, output)
+            with T.Else():
+                emit_wide(config.wide, x, weights, output)
+
+    @property
+    def has_wgmma(self) -> bool:
+        """Whether many rows are multiplied by warpgroups."""
+        return self.arch.name == "sm_90a"
 
     def default_config(self, n: int, k: int) -> Config:
         """What `gemm` takes without a config: the deepest rings that fit, of 128 rows if these
@@ -153,7 +177,10 @@ class LinearKernel:
             <= self.arch.block_shared
         ]
         configs = (
-            Config(rows, 128, 2, 4, stages, *few[0]) for rows in (128, 64) for stages in (4, 3)
+            Config(rows, 128, 2, 4, stages, *few[0], wide_stages=wide_stages)
+            for rows in (128, 64)
+            for stages in (4, 3)
+            for wide_stages in (4, 3, 2)
         )
         return next(c for c in configs if self._shared_bytes(c) <= self.arch.block_shared)
 
@@ -170,7 +197,10 @@ class LinearKernel:
         """Of the largest of the kernel's launches."""
         size = tile_bytes(self.weight)
         few = Few(16, config.few_warps, config.few_stages)
-        return max(config.tiling.shared_bytes(self.parts, size), few.shared_bytes(self.parts, size))
+        launches: list[Tiling | Few | Wide] = [config.tiling, few]
+        if self.has_wgmma:
+            launches.append(config.wide)
+        return max(one.shared_bytes(self.parts, size) for one in launches)
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of the config that matter for M rows, with the values worth trying."""

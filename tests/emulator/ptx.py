@@ -35,12 +35,34 @@ INSTRUCTIONS = {  # pattern -> what is called; a \1 stands for the pattern's gro
     _exactly("cp.async.wait_all;"): "wait_all",
     _exactly("fma.rn.bf16x2 %0, %1, %2, %3;"): "fma_bf16x2",
     _exactly("cvt.rn.bf16x2.f32 %0, %1, %2;"): "cvt_bf16x2",
+    _exactly("mbarrier.init.shared::cta.b64 [%0], %1;"): "mbarrier_init",
+    _exactly("mbarrier.arrive.shared::cta.b64 _, [%0];"): "mbarrier_arrive",
+    _exactly("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"): "mbarrier_expect",
+    _exactly(
+        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+        "selp.u32 %0, 1, 0, p; }"
+    ): "mbarrier_try_wait",
+    _exactly("fence.mbarrier_init.release.cluster;"): "mbarrier_fence",
+    _exactly(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+    ): "copy_bulk",
+    _exactly(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3, %4}], [%5];"
+    ): "copy_tile",
+    _exactly("wgmma.fence.sync.aligned;"): "wgmma_fence",
+    _exactly("wgmma.commit_group.sync.aligned;"): "wgmma_commit",
+    _exactly("wgmma.wait_group.sync.aligned 0;"): "wgmma_wait",
+    r"\{ \.reg \.pred p; setp\.eq\.u32 p, 1, 1; wgmma\.mma_async\.sync\.aligned\."
+    r"m64n(\d+)k16\.f32\.bf16\.bf16 \{[%\d, ]+\}, \{[%\d, ]+\}, %\d+, p, 1, 1, 0; \}": r"wgmma<\1>",
+    r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32 \d+;": "set_registers",
     _exactly("bar.sync %0, %1;"): "bar_sync",
 }
 
 
 WAITS = re.compile(
-    r"^ +(tvm_builtin_\w*(?:cta_sync|warp_sync|wait_group|named_barrier|mbarrier_wait)\w*\(.*\));$",
+    r"^ +((?:tvm_builtin_\w*(?:cta_sync|warp_sync|wait_group)\w*|lb_(?:mbarrier|wgmma)_wait)"
+    r"\(.*\));$",
     re.MULTILINE,
 )
 KERNEL = re.compile(r"^extern \"C\" __global__ .*?(\w+)\((?!\d)[^;]*\) \{$", re.MULTILINE)

@@ -2,13 +2,14 @@
 #pragma once
 #include <tuple>
 
-#include "instructions.h"
+#include "asynchronous.h"
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(x) __attribute__((aligned(x)))
 
 #define threadIdx (emulator::current->index)

@@ -65,6 +65,8 @@ inline dim3 block_size, grid_size;
 inline uint64_t random_state = 1;
 inline std::function<void()> entry;
 inline std::function<void()> on_schedule;  // of what goes on beside the threads
+void begin_block();
+void end_block();
 inline std::string failure;
 inline long progress = 0;  // counts whatever may make a condition come true
 inline std::vector<std::vector<char>> stacks;
@@ -236,7 +238,9 @@ inline void run_grid(dim3 grid, dim3 size, size_t dynamic_bytes, std::function<v
           f.context.uc_link = nullptr;
           makecontext(&f.context, start, 0);
         }
+        begin_block();
         run_block();
+        end_block();
       }
 }
 

@@ -32,12 +32,12 @@ class Kernel:
         return any(re.match(pattern, name) for name in self.instructions)
 
 
-def tool(name: str) -> str | None:
-    """From PATH or from NVIDIA's pip packages."""
+def tool(name: str) -> str:
+    """From NVIDIA's pip packages or from PATH; "" if there is none."""
     for folder in _folders():
         if (folder / name).is_file():
             return str(folder / name)
-    return shutil.which(name)
+    return shutil.which(name) or ""
 
 
 @cache
@@ -49,7 +49,7 @@ def _folders() -> list[Path]:
 
 
 def can_disassemble() -> bool:
-    return all(tool(name) is not None for name in ("nvcc", "cuobjdump", "nvdisasm"))
+    return all(tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm"))
 
 
 def kernels_of(functions: dict[str, Any], arch: Arch) -> tuple[dict[str, Kernel], str]:
@@ -58,14 +58,13 @@ def kernels_of(functions: dict[str, Any], arch: Arch) -> tuple[dict[str, Kernel]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "k.cu"), Path(folder, "k.cubin")
         source.write_text(text)
-        nvcc, dump = tool("nvcc"), tool("cuobjdump")
-        assert nvcc is not None and dump is not None
-        command = [nvcc, "-cubin", "-gencode", arch.gencode, *FLAGS, "-o", str(cubin), str(source)]
+        command = [tool("nvcc"), "-cubin", "-gencode", arch.gencode, *FLAGS]
+        command += ["-o", str(cubin), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:4000]
         path = os.pathsep.join([*map(str, _folders()), os.environ["PATH"]])
         sass = subprocess.run(
-            [dump, "-sass", str(cubin)],
+            [tool("cuobjdump"), "-sass", str(cubin)],
             capture_output=True,
             text=True,
             check=True,

@@ -37,6 +37,19 @@ def test_the_exact_gemm(arch, name, act) -> None:
         assert not one.has("LDG.E.U8")
 
 
+@pytest.mark.parametrize(("name", "act"), [("nvfp4", "nvfp4"), ("mxint8", None)])
+def test_many_rows_on_sm_90a(name, act) -> None:
+    kernel = kernel_for(FORMATS[name], FORMATS.get(act), arch_named("sm_90a"))
+    kernels, said = kernels_of({"gemm": kernel.gemm(N, K, bias=False)}, kernel.arch)
+    check(kernels, said)
+    wide = kernels["gemm_kernel_3"]
+    assert wide.has("HGMMA.64x256x16.F32.BF16")
+    assert wide.has("UTMALDG.3D")
+    assert wide.has("UBLKCP")  # bulk copies of packed weights
+    assert wide.has("USETMAXREG")
+    assert "serialized" not in said  # ptxas: wgmma that wait for each other
+
+
 def test_quantization_loads_sixteen_bytes() -> None:
     arch = arch_named("sm_80")
     functions = {

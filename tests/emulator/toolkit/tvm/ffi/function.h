@@ -2,9 +2,14 @@
 #pragma once
 #include <tvm/ffi/c_api.h>
 
-#include <exception>
+#include <stdexcept>
 
 #define TVM_FFI_SAFE_CALL_BEGIN() try { (void)0
+struct EmulatedFailure {
+  EmulatedFailure& operator<<(const char* what) { throw std::runtime_error(what); }
+};
+#define TVM_FFI_CHECK(condition, kind) \
+  if (!(condition)) EmulatedFailure {}
 #define TVM_FFI_SAFE_CALL_END()                                 \
   return 0;                                                     \
   }                                                             \
