@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from lbcompiler.targets.cuda.gemm_mma import ROW_BYTES, Activations, row_piece
+from lbcompiler.targets.cuda.gemm_mma import Activations, row_piece
 from lbcompiler.targets.cuda.intrinsics import (
     WARP,
     Expr,
@@ -48,18 +48,18 @@ class Few:
     warps: int
     stages: int
 
-    def shared_bytes(self, parts: int, tile_bytes: int) -> int:
-        ring = self.stages * (self.rows * ROW_BYTES * parts + tile_bytes)
+    def shared_bytes(self, row_bytes: int, tile_bytes: int) -> int:
+        ring = self.stages * (self.rows * row_bytes + tile_bytes)
         return self.warps * max(ring, self.rows * ROWS * 4)
 
 
 def emit_few(few: Few, x: Activations, weights: Weights, output: Output) -> None:
     """The launch, within a kernel's PrimFunc, for an m of up to `few.rows`."""
     with launch([-(-weights.n // ROWS)], few.warps * WARP) as (place, thread):
-        stage_bytes = few.rows * ROW_BYTES * x.parts + weights.tile_bytes
-        shared = Shared(few.shared_bytes(x.parts, weights.tile_bytes))
+        stage_bytes = few.rows * x.row_bytes + weights.tile_bytes
+        shared = Shared(few.shared_bytes(x.row_bytes, weights.tile_bytes))
         lane, warp = let(thread % WARP), let(thread // WARP)
-        ring = let(warp * (few.shared_bytes(x.parts, weights.tile_bytes) // few.warps))
+        ring = let(warp * (few.shared_bytes(x.row_bytes, weights.tile_bytes) // few.warps))
         sums = Registers(few.rows // EIGHT * 4, "float32")
         sums.clear()
         _sum_of_warp(few, x, weights, shared, ring, stage_bytes, place[0], warp, lane, sums)
@@ -81,7 +81,7 @@ def _sum_of_warp(
 ) -> None:
     count = depths(weights.k)
     zero = tirx.const(0, "int32")
-    x_bytes = few.rows * ROW_BYTES * x.parts
+    x_bytes = few.rows * x.row_bytes
 
     def copy(number: Expr) -> None:
         """The warp's tile of that number, if it has one."""

@@ -68,12 +68,12 @@ class Tiling:
     def column_tiles(self) -> int:
         return self.columns // ROWS
 
-    def stage_bytes(self, parts: int, tile_bytes: int) -> int:
-        """Shared memory of one stage, x in `parts` bfloat16."""
-        return self.rows * ROW_BYTES * parts + self.column_tiles * tile_bytes
+    def stage_bytes(self, row_bytes: int, tile_bytes: int) -> int:
+        """Shared memory of one stage, for the bytes of a row of x and of a tile of W."""
+        return self.rows * row_bytes + self.column_tiles * tile_bytes
 
-    def shared_bytes(self, parts: int, tile_bytes: int) -> int:
-        return self.stages * self.stage_bytes(parts, tile_bytes)
+    def shared_bytes(self, row_bytes: int, tile_bytes: int) -> int:
+        return self.stages * self.stage_bytes(row_bytes, tile_bytes)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class Activations:
     def declare(cls, m: Expr, k: int, parts: int) -> "Activations":
         shape = (m, parts, depths(k) * DEPTH)
         return cls(T.arg("x", T.buffer(shape, "uint16")), m, parts)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row in a stage."""
+        return self.parts * ROW_BYTES
 
     def copy(
         self,
@@ -125,15 +130,15 @@ def emit_gemm(tiling: Tiling, x: Activations, weights: Weights, output: Output) 
     blocks = (x.m + (tiling.rows - 1)) // tiling.rows
     grid = [blocks, -(-weights.n // tiling.columns)]
     with launch(grid, tiling.threads) as (place, thread):
-        _Block(tiling, x, weights, output, place, thread).emit()
+        Block(tiling, x, weights, output, place, thread).emit()
 
 
-class _Block:
+class Block:
     def __init__(
         self,
         tiling: Tiling,
-        x: Activations,
-        weights: Weights,
+        x: Any,
+        weights: Any,
         output: Output,
         place: list[Expr],
         thread: Expr,
@@ -145,13 +150,13 @@ class _Block:
         self.first_tile = let(place[1] * tiling.column_tiles)
         self.warp_row = let(warp // tiling.column_warps * tiling.warp_rows)
         self.warp_tile = let(warp % tiling.column_warps * tiling.warp_tiles)
-        self.stage_bytes = tiling.stage_bytes(x.parts, weights.tile_bytes)
+        self.stage_bytes = tiling.stage_bytes(x.row_bytes, weights.tile_bytes)
         self.shared = Shared(tiling.stages * self.stage_bytes)
         self.row_tiles = tiling.warp_rows // 16
         self.sums = Registers(self.row_tiles * tiling.warp_tiles * 8, "float32")
 
     def emit(self) -> None:
-        tiling, count = self.tiling, depths(self.weights.k)
+        tiling, count = self.tiling, self.weights.depth_count
         self.sums.clear()
         for stage in range(tiling.stages - 1):
             if stage < count:
@@ -170,7 +175,7 @@ class _Block:
     def _copy(self, offset: Expr, depth: Expr) -> None:
         tiling, threads = self.tiling, self.tiling.threads
         self.x.copy(self.shared, offset, tiling.rows, self.first_row, depth, self.thread, threads)
-        behind = offset + tiling.rows * ROW_BYTES * self.x.parts
+        behind = offset + tiling.rows * self.x.row_bytes
         self.weights.copy(
             self.shared,
             behind,
@@ -183,7 +188,7 @@ class _Block:
 
     def _multiply(self, offset: Expr) -> None:
         tiling = self.tiling
-        behind = offset + tiling.rows * ROW_BYTES * self.x.parts
+        behind = offset + tiling.rows * self.x.row_bytes
         columns = [
             self.weights.load(
                 self.shared, behind, tiling.column_tiles, self.warp_tile + tile, self.lane

@@ -71,12 +71,12 @@ class Wide:
     tokens: int
     stages: int
 
-    def stage_bytes(self, parts: int, weight_bytes: int) -> int:
-        size = self.tokens * ROW_BYTES * parts + COLUMN_TILES * weight_bytes
+    def stage_bytes(self, row_bytes: int, weight_bytes: int) -> int:
+        size = self.tokens * row_bytes + COLUMN_TILES * weight_bytes
         return -(-size // ALIGN) * ALIGN
 
-    def shared_bytes(self, parts: int, weight_bytes: int) -> int:
-        return ALIGN + self.stages * self.stage_bytes(parts, weight_bytes)
+    def shared_bytes(self, row_bytes: int, weight_bytes: int) -> int:
+        return ALIGN + self.stages * self.stage_bytes(row_bytes, weight_bytes)
 
 
 def emit_wide(wide: Wide, x: Activations, weights: Weights, output: Output) -> None:
@@ -103,9 +103,9 @@ class _Block:
         self.thread, self.lane, self.warp = thread, let(thread % WARP), let(thread // WARP)
         self.first_row = let(place[0] * wide.tokens)
         self.first_tile = let(place[1] * COLUMN_TILES)
-        self.x_bytes = wide.tokens * ROW_BYTES * x.parts
-        self.stage_bytes = wide.stage_bytes(x.parts, weights.tile_bytes)
-        size = wide.shared_bytes(x.parts, weights.tile_bytes)
+        self.x_bytes = wide.tokens * x.row_bytes
+        self.stage_bytes = wide.stage_bytes(x.row_bytes, weights.tile_bytes)
+        size = wide.shared_bytes(x.row_bytes, weights.tile_bytes)
         self.shared = Shared(size, ALIGN)
         self.base = bound(shared_address(self.shared.at(0)), "uint32")
 

@@ -139,6 +139,12 @@ def copy_async(destination: Expr, source: Expr, is_valid: Expr | None = None) ->
     T.evaluate(T.ptx["cp.async.cg.shared.global"](destination, source, 16))
 
 
+def copy_few_async(destination: Expr, source: Expr, size: int, is_valid: Expr) -> None:
+    """4, 8 or 16 bytes, as `copy_async`, through the L1 cache."""
+    count = tirx.Select(is_valid, uint32(size), uint32(0))
+    T.evaluate(T.ptx["cp.async.ca.shared.global"](destination, source, size, count))
+
+
 def commit_copies() -> None:
     """What this thread copied since the last time is a group."""
     T.evaluate(T.ptx.cp.async_.commit_group())

@@ -69,7 +69,7 @@ class Quantizer:
         if self.fmt is not None:
             check_rule(self.fmt, rule)
         if self.rotation is not None:
-            _check_rotation(self.rotation, k)
+            check_rotation(self.rotation, k)
         with kernel() as builder:
             m = tirx.Var("m", "int64")
             x = T.arg("x", T.buffer((m, k), "float32"))
@@ -78,13 +78,18 @@ class Quantizer:
             row_scales = None
             if self.fmt is not None and self.fmt.has_tensor_scale:
                 row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
-            warps = min(MOST_WARPS, _pieces(k))
+            size = depths(k) * DEPTH
+            warps = min(MOST_WARPS, -(-size // PIECE))
             with launch([m], warps * WARP) as (place, thread):
-                _Row(self, k, rule, x, out, row_scales, place[0], thread, warps).emit()
+                row = _ProductRow(
+                    self.fmt, self.rotation, k, size, rule, x, row_scales, place[0], thread, warps
+                )
+                row.out = out
+                row.emit()
         return builder.get()
 
 
-def _check_rotation(rotation: Rotation, k: int) -> None:
+def check_rotation(rotation: Rotation, k: int) -> None:
     if rotation.size > PIECE:
         raise ConfigError(
             f"{rotation.name} is larger than the {PIECE} neighbours that a warp of the CUDA target "
@@ -94,38 +99,40 @@ def _check_rotation(rotation: Rotation, k: int) -> None:
         raise ConfigError(f"{rotation.name} needs a K in multiples of {rotation.size}: {k}")
 
 
-def _pieces(k: int) -> int:
-    return -(-depths(k) * DEPTH // PIECE)
-
-
-class _Row:
-    """The code of one block of threads."""
+class Row:
+    """The code of one block of threads, for a row of `size` places, the first k of them x's."""
 
     def __init__(
         self,
-        quantizer: Quantizer,
+        fmt: BlockFormat | None,
+        rotation: Rotation | None,
         k: int,
+        size: int,
         rule: str,
         x: Any,
-        out: Any,
         row_scales: Any,
         row: Expr,
         thread: Expr,
         warps: int,
     ) -> None:
-        self.fmt, self.rotation = quantizer.fmt, quantizer.rotation
-        self.k, self.rule, self.x, self.out, self.row_scales = k, rule, x, out, row_scales
+        self.fmt, self.rotation, self.size = fmt, rotation, size
+        self.k, self.rule, self.x, self.row_scales = k, rule, x, row_scales
+        self.pieces = -(-size // PIECE)
         self.row, self.warps = int64(row), warps
         self.lane, self.warp = let(thread % WARP), let(thread // WARP)
 
     def emit(self) -> None:
         g = None if self.row_scales is None else self._row_scale()
-        with T.serial(-(-_pieces(self.k) // self.warps)) as turn:
+        with T.serial(-(-self.pieces // self.warps)) as turn:
             piece = let(turn * self.warps + self.warp)
-            with T.If(piece < _pieces(self.k)), T.Then():
+            with T.If(piece < self.pieces), T.Then():
                 start = let(piece * PIECE + self.lane * EACH)
                 values = self._load(start)
-                self._store(start, self._quantized(start, values, g))
+                self._finish(start, values, g)
+
+    def _finish(self, start: Expr, v: Registers, g: Expr | None) -> None:
+        """Four neighbours from `start` on, quantized and stored."""
+        raise NotImplementedError
 
     def _load(self, start: Expr) -> Registers:
         """Four neighbours, rotated; zeros beyond the row."""
@@ -172,9 +179,9 @@ class _Row:
         assert self.fmt is not None
         largest = Registers(1, "int32")
         largest.clear()
-        with T.serial(-(-_pieces(self.k) // self.warps)) as turn:
+        with T.serial(-(-self.pieces // self.warps)) as turn:
             piece = let(turn * self.warps + self.warp)
-            with T.If(piece < _pieces(self.k)), T.Then():
+            with T.If(piece < self.pieces), T.Then():
                 v = self._load(let(piece * PIECE + self.lane * EACH))
                 for i in range(EACH):
                     bits = bound(MAGNITUDE(v[i]), "int32")
@@ -200,42 +207,53 @@ class _Row:
             largest[0] = tirx.Max(largest[0], other)
             apart *= 2
 
-    def _quantized(self, start: Expr, v: Registers, g: Expr | None) -> list[list[Expr]]:
-        """[part][neighbour], float32 that bfloat16 holds or rounds."""
-        if self.fmt is None:
-            high = [bound(HIGH_PART(v[i]), "float32") for i in range(EACH)]
-            return [high, [bound(LOW_PART(v[i], high[i]), "float32") for i in range(EACH)]]
+    def _units(self, v: Registers, g: Expr | None) -> tuple[Expr, Expr, list[Expr]]:
+        """Of the block: the bits of its largest |x|, its scale, and the four in units of it."""
+        assert self.fmt is not None
         largest = Registers(1, "int32")
         largest[0] = MAGNITUDE(v[0])
         for i in range(1, EACH):
             largest[0] = tirx.Max(largest[0], MAGNITUDE(v[i]))
         self._spread_maximum(largest, self.fmt.block // EACH)
         element, amax = self.fmt.element, largest[0]
-        zero, nan = tirx.const(0.0, "float32"), tirx.const(np.nan, "float32")
         if g is None:
             exponent = bound(block_exponent(element, self.rule)(amax), "int32")
             scale = bound(POWER(exponent), "float32")
             inverse = bound(POWER(tirx.const(0, "int32") - exponent), "float32")
-            units = [PRODUCT(v[i], inverse) for i in range(EACH)]
-        else:
-            scale = bound(block_scale(element)(amax, g), "float32")
-            divisor = bound(PRODUCT(scale, g), "float32")
-            units = [QUOTIENT(v[i], divisor) for i in range(EACH)]
+            return amax, scale, [PRODUCT(v[i], inverse) for i in range(EACH)]
+        scale = bound(block_scale(element)(amax, g), "float32")
+        divisor = bound(PRODUCT(scale, g), "float32")
+        return amax, scale, [QUOTIENT(v[i], divisor) for i in range(EACH)]
+
+
+class _ProductRow(Row):
+    out: Any
+
+    def _finish(self, start: Expr, v: Registers, g: Expr | None) -> None:
+        parts = self._split(v) if self.fmt is None else [self._products(start, v, g)]
+        with T.If(start < self.size), T.Then():
+            for number, values in enumerate(parts):
+                place = self.out.ptr_to([self.row, int64(number), int64(start)])
+                _STORE.run(place, TO_BFLOAT16(*values[:2]), TO_BFLOAT16(*values[2:]))
+
+    def _split(self, v: Registers) -> list[list[Expr]]:
+        high = [bound(HIGH_PART(v[i]), "float32") for i in range(EACH)]
+        return [high, [bound(LOW_PART(v[i], high[i]), "float32") for i in range(EACH)]]
+
+    def _products(self, start: Expr, v: Registers, g: Expr | None) -> list[Expr]:
+        """float32 that bfloat16 holds or rounds."""
+        assert self.fmt is not None
+        amax, scale, units = self._units(v, g)
+        zero, nan = tirx.const(0.0, "float32"), tirx.const(np.nan, "float32")
         values = []
         for i, unit in enumerate(units):
-            product = PRODUCT(to_value(element)(unit), scale)
+            product = PRODUCT(to_value(self.fmt.element)(unit), scale)
             kept = tirx.Select(tirx.EQ(amax, 0), zero, product)
             value = tirx.Select(amax < INFINITY, kept, nan)
             if self.k % self.fmt.block:  # padding of a NaN block is zeros, too
                 value = tirx.Select(start + i < self.k, value, zero)
             values.append(bound(value, "float32"))
-        return [values]
-
-    def _store(self, start: Expr, parts: list[list[Expr]]) -> None:
-        with T.If(start < depths(self.k) * DEPTH), T.Then():
-            for number, values in enumerate(parts):
-                place = self.out.ptr_to([self.row, int64(number), int64(start)])
-                _STORE.run(place, TO_BFLOAT16(*values[:2]), TO_BFLOAT16(*values[2:]))
+        return values
 
 
 def load_floats(registers: Registers, pointer: Expr) -> None:

@@ -95,6 +95,35 @@ def tensor_scale(element: Element) -> Device:
     return Device(name, f"{_INLINE} float {name}(int bits) {{ {body} }}", "float32")
 
 
+def _code(name: str, bits: int, mantissa_bits: int, smallest_exponent: int) -> Device:
+    """A value of a small float -> its code: fields moved, or a subnormal's count."""
+    body = (
+        "const int b = __float_as_int(x) & 0x7FFFFFFF; const float a = __int_as_float(b); "
+        f"const int c = a < {2.0**smallest_exponent!r}f ? "
+        f"int(__fmul_rn(a, {2.0 ** (mantissa_bits - smallest_exponent)!r}f)) : "
+        f"(b >> {23 - mantissa_bits}) - {(126 + smallest_exponent) << mantissa_bits}; "
+        f"return c | (__float_as_int(x) < 0 ? {1 << (bits - 1)} : 0);"
+    )
+    return Device(name, f"{_INLINE} int {name}(float x) {{ {body} }}", "int32")
+
+
+def code_of(element: Element) -> Device:
+    """float32 that an element of floats has -> its code."""
+    name = f"lb_code_{element.name}"
+    return _code(name, element.bits, element.mantissa_bits, element.smallest_exponent)
+
+
+def code_of_scale(kind: str) -> Device:
+    """float32 that a scale has, not NaN -> its byte."""
+    if kind == "e4m3":
+        return _code("lb_code_of_scale", 8, 3, -6)
+    text = (
+        f"{_INLINE} int lb_byte_of_power(float x) "
+        "{ const int b = __float_as_int(x) >> 23; return b; }"
+    )
+    return Device("lb_byte_of_power", text, "int32")
+
+
 MAGNITUDE = Device(
     "lb_magnitude",
     f"{_INLINE} int lb_magnitude(float x) {{ return __float_as_int(x) & 0x7FFFFFFF; }}",

@@ -36,39 +36,30 @@ from lbcompiler.targets.cuda.layout import (
     plane_bytes,
     plane_shapes,
     scale_bytes,
-    tile_bytes,
     tiles,
 )
 
 CHUNK = 16  # bytes of one copy
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The arguments of a kernel that hold W (n, k), as layout.py has them."""
+class Tiles:
+    """Packed W of `n` rows in tiles of 16 rows and some depth, in several buffers (T, S, bytes)."""
 
-    fmt: BlockFormat
     n: int
-    k: int
-    planes: tuple[Any, ...]
-    scales: Any
-
-    @classmethod
-    def declare(cls, fmt: BlockFormat, n: int, k: int) -> "Weights":
-        shapes = plane_shapes(n, k, fmt.element.bits)
-        planes = tuple(T.arg(f"w{i}", T.buffer(shape, "uint8")) for i, shape in enumerate(shapes))
-        scales = T.arg("w_scales", T.buffer((tiles(n), depths(k), scale_bytes(fmt)), "uint8"))
-        return cls(fmt, n, k, planes, scales)
 
     @property
     def parts(self) -> list[tuple[Any, int]]:
         """(buffer, bytes of a tile) of planes and scales."""
-        sizes = [*plane_bytes(self.fmt.element.bits), scale_bytes(self.fmt)]
-        return list(zip([*self.planes, self.scales], sizes, strict=True))
+        raise NotImplementedError
+
+    @property
+    def depth_count(self) -> int:
+        """Tiles of a row."""
+        raise NotImplementedError
 
     @property
     def tile_bytes(self) -> int:
-        return tile_bytes(self.fmt)
+        return sum(size for _, size in self.parts)
 
     def copy(
         self,
@@ -100,6 +91,33 @@ class Weights:
                 with T.If(index < chunks), T.Then():
                     copy_async(target, source, is_valid)
             offset = offset + count * size
+
+
+@dataclass(frozen=True)
+class Weights(Tiles):
+    """The arguments of a kernel that hold W (n, k), as layout.py has them."""
+
+    fmt: BlockFormat
+    n: int
+    k: int
+    planes: tuple[Any, ...]
+    scales: Any
+
+    @classmethod
+    def declare(cls, fmt: BlockFormat, n: int, k: int) -> "Weights":
+        shapes = plane_shapes(n, k, fmt.element.bits)
+        planes = tuple(T.arg(f"w{i}", T.buffer(shape, "uint8")) for i, shape in enumerate(shapes))
+        scales = T.arg("w_scales", T.buffer((tiles(n), depths(k), scale_bytes(fmt)), "uint8"))
+        return cls(fmt, n, k, planes, scales)
+
+    @property
+    def parts(self) -> list[tuple[Any, int]]:
+        sizes = [*plane_bytes(self.fmt.element.bits), scale_bytes(self.fmt)]
+        return list(zip([*self.planes, self.scales], sizes, strict=True))
+
+    @property
+    def depth_count(self) -> int:
+        return depths(self.k)
 
     def load(self, shared: Shared, offset: Expr, count: int, tile: Expr, lane: Expr) -> "Tile":
         """A lane's share of one of the `count` tiles that lie at `offset`."""

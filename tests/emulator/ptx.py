@@ -35,6 +35,13 @@ INSTRUCTIONS = {  # pattern -> what is called; a \1 stands for the pattern's gro
     _exactly("cp.async.wait_all;"): "wait_all",
     _exactly("fma.rn.bf16x2 %0, %1, %2, %3;"): "fma_bf16x2",
     _exactly("cvt.rn.bf16x2.f32 %0, %1, %2;"): "cvt_bf16x2",
+    r"cp\.async\.ca\.shared\.global \[%0\], \[%1\], (\d+), %2;": r"cp_async<\1>",
+    r"mma\.sync\.aligned\.kind::(?:mxf4nvf4|mxf4|mxf8f6f4)\.block_scale\.scale_vec::(\d)X\."
+    r"m16n8k(\d+)\.row\.col\.f32\.(e\dm\d)\.(e\dm\d)\.f32\.(ue\dm\d) "
+    + re.escape(
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, "
+        "{%10}, {0, 0}, {%11}, {0, 0};"
+    ): r"mma_block_scaled<\2, \1, emulator::\3, emulator::\4, emulator::\5>",
     _exactly("mbarrier.init.shared::cta.b64 [%0], %1;"): "mbarrier_init",
     _exactly("mbarrier.arrive.shared::cta.b64 _, [%0];"): "mbarrier_arrive",
     _exactly("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"): "mbarrier_expect",

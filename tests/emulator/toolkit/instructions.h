@@ -165,6 +165,77 @@ inline void mma_m16n8k16_bf16(float& d0, float& d1, float& d2, float& d3, uint32
   d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3];
 }
 
+// The small floats: bits of exponent and mantissa; E4M3 has one NaN, E5M2 infinities as well.
+inline double small_float(int exponent_bits, int mantissa_bits, uint32_t code) {
+  int bias = (1 << (exponent_bits - 1)) - 1;
+  int e = code >> mantissa_bits & ((1 << exponent_bits) - 1);
+  int m = code & ((1 << mantissa_bits) - 1);
+  bool negative = code >> (exponent_bits + mantissa_bits) & 1;
+  double x = e ? ldexp((1 << mantissa_bits) + m, e - bias - mantissa_bits)
+               : ldexp(m, 1 - bias - mantissa_bits);
+  if (exponent_bits == 4 && e == 15 && m == 7) x = NAN;
+  if (exponent_bits == 5 && e == 31) x = m ? NAN : INFINITY;
+  return negative ? -x : x;
+}
+template <int exponent_bits, int mantissa_bits, int bits_of_code>
+struct Small {
+  static constexpr int bits = bits_of_code;
+  static double value(uint32_t code) { return small_float(exponent_bits, mantissa_bits, code); }
+};
+typedef Small<2, 1, 4> e2m1;
+typedef Small<2, 3, 8> e2m3;  // one a byte
+typedef Small<3, 2, 8> e3m2;
+typedef Small<4, 3, 8> e4m3;
+typedef Small<5, 2, 8> e5m2;
+struct ue4m3 {
+  static double value(uint32_t byte) { return small_float(4, 3, byte & 127); }
+};
+struct ue8m0 {
+  static double value(uint32_t byte) { return byte == 255 ? NAN : ldexp(1.0, int(byte) - 127); }
+};
+
+// With byte-id and thread-id 0: lane 4 g has the scales of row g of A and of column g of B, lane
+// 4 g + 1 those of row g + 8.
+template <int depth, int scales, class TA, class TB, class TS>
+inline void mma_block_scaled(float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1,
+                             uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, uint32_t sa,
+                             uint32_t sb) {
+  struct Brought {
+    float d[4];
+    uint32_t a[4], b[2], sa, sb;
+  } m{{d0, d1, d2, d3}, {a0, a1, a2, a3}, {b0, b1}, sa, sb};
+  with_warp(&m, [](void** all) {
+    Precise precise;
+    constexpr int each = 32 / TA::bits, block = depth / scales;
+    static double A[16][depth], B[8][depth], SA[16][scales], SB[8][scales];
+    for (int t = 0; t < 32; t++) {
+      auto* m = (Brought*)all[t];
+      int g = t / 4, c = t % 4;
+      for (int e = 0; e < each; e++) {
+        auto at = [=](uint32_t word) { return word >> e * TA::bits & ((1u << TA::bits) - 1); };
+        for (int i = 0; i < 4; i++)
+          A[g + i % 2 * 8][(i / 2 * 4 + c) * each + e] = TA::value(at(m->a[i]));
+        for (int i = 0; i < 2; i++) B[g][(i * 4 + c) * each + e] = TB::value(at(m->b[i]));
+      }
+      for (int s = 0; s < scales; s++) {
+        if (c < 2) SA[g + c * 8][s] = TS::value(m->sa >> 8 * s & 255);
+        if (c == 0) SB[g][s] = TS::value(m->sb >> 8 * s & 255);
+      }
+    }
+    for (int t = 0; t < 32; t++) {
+      auto* m = (Brought*)all[t];
+      for (int i = 0; i < 4; i++) {
+        int row = t / 4 + i / 2 * 8, column = t % 4 * 2 + i % 2;
+        double sum = m->d[i];
+        for (int k = 0; k < depth; k++)
+          sum += A[row][k] * SA[row][k / block] * (B[column][k] * SB[column][k / block]);
+        m->d[i] = float(sum);
+      }
+    }
+  });
+  d0 = m.d[0], d1 = m.d[1], d2 = m.d[2], d3 = m.d[3];
+}
+
 inline void bar_sync(uint32_t number, uint32_t threads) { barrier(number, threads); }
 
 }  // namespace emulator

@@ -50,6 +50,29 @@ def test_many_rows_on_sm_90a(name, act) -> None:
     assert "serialized" not in said  # ptxas: wgmma that wait for each other
 
 
+@pytest.mark.parametrize(
+    ("name", "instruction"),
+    [
+        ("nvfp4", ("OMMA.SF.16864", "E2M1.E2M1", "UE4M3.4X")),
+        ("mxfp4", ("OMMA.SF.16864", "E2M1.E2M1", "E8")),
+        ("mxfp8", ("QMMA.SF.16832", "E4M3.E4M3", "E8")),
+        ("mxfp6", ("QMMA.SF.16832", "E2M3.E2M3", "E8")),
+    ],
+)
+def test_the_native_gemm_of_sm_120a(name, instruction) -> None:
+    kernel = kernel_for(FORMATS[name], FORMATS[name], arch_named("sm_120a"))
+    rule = kernel.weight.default_rule
+    functions = {"gemm": kernel.gemm(N, K, bias=False), "quantize": kernel.quantize(K, rule)}
+    kernels, said = kernels_of(functions, kernel.arch)
+    check(kernels, said)
+    for number in ("", "_1"):
+        one = kernels[f"gemm_kernel{number}"]
+        assert one.has(*instruction), one.instructions
+        assert one.has("LDGSTS.E", "128")
+        assert one.has("LDS.128")
+    assert kernels["quantize_kernel"].has("LDG.E.128")
+
+
 def test_quantization_loads_sixteen_bytes() -> None:
     arch = arch_named("sm_80")
     functions = {

@@ -1,0 +1,112 @@
+"""A linear whose codes and scales the tensor cores multiply as they are (layout_native.py)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import Quantized
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.targets.cuda.gemm_mma import Tiling
+from lbcompiler.targets.cuda.gemm_native import NativeRows, NativeWeights, emit_native
+from lbcompiler.targets.cuda.intrinsics import kernel
+from lbcompiler.targets.cuda.layout import Array, canonical, tiles
+from lbcompiler.targets.cuda.layout_native import (
+    EIGHT_BIT,
+    ROW,
+    Pair,
+    pack_codes,
+    pack_scales,
+    pair_of,
+)
+from lbcompiler.targets.cuda.linear_kernel import Config, LinearKernel, Spec
+from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.quantize_native import NativeQuantizer
+
+
+@dataclass(frozen=True)
+class NativeKernel(LinearKernel):
+    """Up to 16 rows a block takes 16 columns a warp, with `few_warps` and `few_stages`."""
+
+    @property
+    def route(self) -> str:
+        return "native"
+
+    @property
+    def pair(self) -> Pair:
+        pair = pair_of(self.weight, self.act)
+        if pair is None:
+            raise ConfigError(f"no instruction multiplies the formats of {self.name}")
+        return pair
+
+    @property
+    def packing(self) -> str:
+        return "steps"
+
+    @property
+    def quantizer(self) -> str:
+        assert self.act is not None
+        size = "bytes" if self.act.name in EIGHT_BIT else "nibbles"
+        return f"{self.act.name}_{size}"
+
+    def quantize(self, k: int, scale_rule: str, rotation: Rotation | None = None) -> Any:
+        """PrimFunc(x f32 (M, k), codes, scales[, row scales f32 (M, 1)])."""
+        return NativeQuantizer(self.pair, rotation).build(k, scale_rule)
+
+    def quantized_specs(self, k: int) -> list[Spec]:
+        depth = self.pair.depths(k)
+        specs: list[Spec] = [
+            ((depth * ROW,), "uint8"),
+            ((depth * self.pair.row_scales,), "uint8"),
+        ]
+        return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
+
+    def gemm(
+        self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: Config | None = None
+    ) -> Any:
+        chosen, pair = config or self.default_config(n, k), self.pair
+        self._check(chosen)
+        with kernel() as builder:
+            m = tirx.Var("m", "int64")
+            x = NativeRows.declare(pair, m, k)
+            row_scales = None
+            if self.weight.has_tensor_scale:
+                row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
+            weights = NativeWeights.declare(pair, n, k)
+            has_scale = self.weight.has_tensor_scale
+            output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
+            with T.If(m <= 16):
+                with T.Then():
+                    emit_native(_few(chosen), x, weights, output)
+                with T.Else():
+                    emit_native(chosen.tiling, x, weights, output)
+        return builder.get()
+
+    def default_config(self, n: int, k: int) -> Config:
+        configs = (Config(128, 128, 2, 4, stages, 4, 3) for stages in (4, 3, 2))
+        return next(c for c in configs if self._shared_bytes(c) <= self.arch.block_shared)
+
+    def _shared_bytes(self, config: Config) -> int:
+        row, tile = ROW + self.pair.row_scales, self.pair.tile_bytes
+        return max(t.shared_bytes(row, tile) for t in (config.tiling, _few(config)))
+
+    def packed_specs(self, n: int, k: int) -> list[Spec]:
+        shape = (tiles(n), self.pair.depths(k))
+        specs: list[Spec] = [((*shape, size), "uint8") for size in self.pair.plane_bytes]
+        specs.append(((*shape, self.pair.scale_bytes), "uint8"))
+        return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
+
+    def pack(self, weight: Quantized) -> tuple[Array, ...]:
+        w, pair = canonical(weight, self.weight), self.pair
+        scales = pack_scales(w.scales, pair, w.codes.shape[1])
+        packed = (*pack_codes(w.codes, pair), scales)
+        if w.tensor_scale is None:
+            return packed
+        return (*packed, np.asarray(w.tensor_scale, np.float32).reshape(1))
+
+
+def _few(config: Config) -> Tiling:
+    return Tiling(16, 16 * config.few_warps, 1, config.few_warps, config.few_stages)
