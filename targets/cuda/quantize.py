@@ -34,6 +34,8 @@ from lbcompiler.targets.cuda.intrinsics import (
 )
 from lbcompiler.targets.cuda.layout import DEPTH, depths
 from lbcompiler.targets.cuda.rounding import (
+    DIFFERENCE,
+    FOUR,
     HIGH_PART,
     INFINITY,
     LOW_PART,
@@ -162,14 +164,14 @@ class Row:
                 for i in range(EACH):
                     if not i & distance:
                         first, second = bound(v[i], "float32"), bound(v[i + distance], "float32")
-                        v[i], v[i + distance] = SUM(first, second), _DIFFERENCE(first, second)
+                        v[i], v[i + distance] = SUM(first, second), DIFFERENCE(first, second)
             else:
                 apart = distance // EACH
                 is_second = tirx.NE(self.lane & apart, 0)
                 for i in range(EACH):
                     other = bound(SHUFFLE(v[i], apart), "float32")
                     mine = bound(v[i], "float32")
-                    v[i] = tirx.Select(is_second, _DIFFERENCE(other, mine), SUM(mine, other))
+                    v[i] = tirx.Select(is_second, DIFFERENCE(other, mine), SUM(mine, other))
             distance *= 2
         for i in range(EACH):
             v[i] = PRODUCT(v[i], tirx.const(float(rotation.factor), "float32"))
@@ -194,7 +196,7 @@ class Row:
         barrier()
         for warp in range(self.warps):
             largest[0] = tirx.Max(largest[0], shared[warp])
-        g = bound(tensor_scale(self.fmt.element)(largest[0]), "float32")
+        g = bound(tensor_scale(self.fmt.element, self.rule)(largest[0]), "float32")
         with T.If(tirx.And(tirx.EQ(self.lane, 0), tirx.EQ(self.warp, 0))), T.Then():
             T.buffer_store(self.row_scales, g, [self.row, int64(0)])
         return g
@@ -222,8 +224,29 @@ class Row:
             inverse = bound(POWER(tirx.const(0, "int32") - exponent), "float32")
             return amax, scale, [PRODUCT(v[i], inverse) for i in range(EACH)]
         scale = bound(block_scale(element)(amax, g), "float32")
+        if self.rule == "four_over_six":
+            four = bound(block_scale(element, FOUR)(amax, g), "float32")
+            is_less = self._cost(v, four, g) < self._cost(v, scale, g)
+            scale = bound(tirx.Select(is_less, four, scale), "float32")
         divisor = bound(PRODUCT(scale, g), "float32")
         return amax, scale, [QUOTIENT(v[i], divisor) for i in range(EACH)]
+
+    def _cost(self, v: Registers, scale: Expr, g: Expr) -> Expr:
+        """scale^2 times the block's sum of (x / scale - code)^2, added in halves, in each lane."""
+        assert self.fmt is not None
+        divisor = bound(PRODUCT(scale, g), "float32")
+        squares = Registers(EACH, "float32")
+        for i in range(EACH):
+            unit = bound(QUOTIENT(v[i], divisor), "float32")
+            error = bound(DIFFERENCE(unit, to_value(self.fmt.element)(unit)), "float32")
+            squares[i] = PRODUCT(error, error)
+        apart = self.fmt.block // EACH // 2
+        while apart:
+            for i in range(EACH):
+                squares[i] = SUM(squares[i], bound(SHUFFLE(squares[i], apart), "float32"))
+            apart //= 2
+        total = SUM(SUM(squares[0], squares[2]), SUM(squares[1], squares[3]))
+        return bound(PRODUCT(PRODUCT(scale, scale), total), "float32")
 
 
 class _ProductRow(Row):
@@ -275,11 +298,6 @@ def _signs(rotation: Rotation) -> Device:
     return Device(name, text, "int32")
 
 
-_DIFFERENCE = Device(
-    "lb_minus",
-    "__device__ __forceinline__ float lb_minus(float a, float b) { return __fsub_rn(a, b); }",
-    "float32",
-)
 _LOAD = Device(
     "lb_load_floats",
     "__device__ __forceinline__ void lb_load_floats(float* r, const void* p) { const float4 v = "

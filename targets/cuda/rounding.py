@@ -8,9 +8,13 @@ import numpy as np
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat, Element
+from lbcompiler.formats.scale_rules import FOUR_OVER_SIX_LARGEST
+from lbcompiler.formats.scales import E4M3_LARGEST
 from lbcompiler.targets.cuda.intrinsics import Device
 
-RULES = {"e8m0": ("floor", "rceil", "even"), "e4m3": ("absmax",)}  # the others search
+RULES = {"e8m0": ("floor", "rceil", "even"), "e4m3": ("absmax", "four_over_six")}  # others search
+LARGEST = {"absmax": E4M3_LARGEST, "four_over_six": FOUR_OVER_SIX_LARGEST}  # of a row's scales
+FOUR = 1.5  # times the scale that puts the largest at 6, of one that puts it at 4
 INFINITY = 0x7F800000
 _INLINE = "__device__ __forceinline__"
 
@@ -74,22 +78,25 @@ def to_value(element: Element) -> Device:
     return Device(name, text, "float32")
 
 
-def block_scale(element: Element) -> Device:
-    """(bits of the block's largest finite |x|, g) -> the value of its E4M3 scale, [2^-9, 448]."""
-    name = f"lb_scale_of_{element.name}"
+def block_scale(element: Element, factor: float = 1.0) -> Device:
+    """(bits of the block's largest finite |x|, g) -> the value of its E4M3 scale, [2^-9, 448]; of
+    one larger by a factor.
+    """
+    name = f"lb_scale_of_{element.name}_{int(2 * factor)}"
     text = (
         f"{_nearest(f'{name}_abs', 3, -6)}\n{_INLINE} float {name}(int bits, float g) {{ "
-        f"const float r = __fdiv_rn(__fdiv_rn(__int_as_float(bits), {element.max:.1f}f), g); "
+        f"const float most = __fdiv_rn(__int_as_float(bits), {element.max:.1f}f); "
+        f"const float r = __fdiv_rn(__fmul_rn(most, {factor}f), g); "
         f"return {name}_abs(fminf(fmaxf(r, 0.001953125f), 448.0f)); }}"
     )
     return Device(name, text, "float32")
 
 
-def tensor_scale(element: Element) -> Device:
+def tensor_scale(element: Element, rule: str) -> Device:
     """Bits of a row's largest finite |x| -> g: at least 2^-126; 1 for a row of zeros."""
-    name = f"lb_tensor_scale_{element.name}"
+    name = f"lb_tensor_scale_{rule}_{element.name}"
     body = (
-        f"const float g = __fdiv_rn(__int_as_float(bits), {element.max * 448:.1f}f); "
+        f"const float g = __fdiv_rn(__int_as_float(bits), {element.max * LARGEST[rule]:.1f}f); "
         "return bits == 0 ? 1.0f : fmaxf(g, 1.17549435e-38f);"
     )
     return Device(name, f"{_INLINE} float {name}(int bits) {{ {body} }}", "float32")
@@ -142,6 +149,11 @@ QUOTIENT = Device(
 SUM = Device(
     "lb_plus",
     f"{_INLINE} float lb_plus(float a, float b) {{ return __fadd_rn(a, b); }}",
+    "float32",
+)
+DIFFERENCE = Device(
+    "lb_minus",
+    f"{_INLINE} float lb_minus(float a, float b) {{ return __fsub_rn(a, b); }}",
     "float32",
 )
 TO_BFLOAT16 = Device(
