@@ -171,7 +171,7 @@ JobsBackend = Annotated[
     str,
     typer.Option(
         metavar="loky|ray|dask",
-        help="Where they run: here, or on a cluster that is connected.",
+        help="Where they run: here, or on a cluster (RAY_ADDRESS, DASK_SCHEDULER_ADDRESS).",
         rich_help_panel=WORK,
     ),
 ]

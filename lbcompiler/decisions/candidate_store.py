@@ -1,10 +1,9 @@
 """The candidates of every group, made in parallel and kept in the state folder as they come.
 
-Groups are independent, so they go through joblib: processes of this machine (loky), or a cluster's
-(ray, dask). A run that ends early, by Ctrl-C or a worker's death, has kept what was finished."""
+A run that ends early, by Ctrl-C or a worker's death, has kept what was finished."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from lbcompiler.calibration.state import State
 from lbcompiler.decisions.candidates import Choice, GroupProblem, Options, Solution, solve
 from lbcompiler.decisions.cut import OFF
+from lbcompiler.decisions.jobs import WorkerDiedError, completed
 from lbcompiler.errors import ConfigError, LbcError
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.model import Array
@@ -79,11 +79,12 @@ def make_candidates(
     formats: Formats,
     options: Options,
     store: CandidateStore,
-    jobs: int,
+    jobs: int | None,
     backend: str,
     progress: Progress,
 ) -> Solutions:
-    """Every group's solutions; `problem` is asked for in the parent process.
+    """Every group's solutions, at most `jobs` groups at a time (see `jobs.completed`); `problem` is
+    asked for in the parent process.
 
     Raises ConfigError where a worker died."""
     names = [weight for weight, _ in formats]
@@ -91,16 +92,19 @@ def make_candidates(
         names += [f"{weight}.split" for weight in names]
     found = {group: store.load(group, names) for group in groups}
     missing = [group for group, solutions in found.items() if solutions is None]
-    from joblib import Parallel, delayed
-
     progress("quantize", len(groups) - len(missing), len(groups))
-    work = (delayed(_job)(group, problem(group), formats, options) for group in missing)
     if missing:
-        with _backend(backend, jobs), _told(store):
-            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs)
-            for done, (group, solutions) in enumerate(parallel(work), 1):
-                found[group] = store.save(group, names, solutions)
-                progress("quantize", len(groups) - len(missing) + done, len(groups))
+        work = ((group, problem(group), formats, options) for group in missing)
+        try:
+            with closing(completed(backend, jobs, _job, work)) as results:
+                for done, (group, solutions) in enumerate(results, 1):
+                    found[group] = store.save(group, names, solutions)
+                    progress("quantize", len(groups) - len(missing) + done, len(groups))
+        except WorkerDiedError as error:
+            raise ConfigError(
+                f"a worker process died, perhaps for lack of memory ({error}): what was finished "
+                f"is kept in {store.state.path}; run again, with fewer --jobs"
+            ) from None
     return {group: solutions for group, solutions in found.items() if solutions is not None}
 
 
@@ -108,43 +112,6 @@ def _job(
     group: str, problem: GroupProblem, formats: Formats, options: Options
 ) -> tuple[str, list[Solution]]:
     return group, solve(problem, formats, options)
-
-
-@contextmanager
-def _backend(name: str, jobs: int) -> Iterator[None]:
-    from joblib import parallel_config
-
-    try:
-        if name == "ray":
-            from ray.util.joblib import register_ray
-
-            register_ray()
-        elif name == "dask":
-            import distributed  # noqa: F401 - joblib finds the client that is open
-    except ImportError as error:
-        raise ConfigError(
-            f"--jobs-backend {name} needs a package that is not installed ({error.name}): "
-            f"pip install 'lbcompiler[{name}]'"
-        ) from None
-    if name == "loky":  # each process its share of the cores
-        with parallel_config(backend="loky", inner_max_num_threads=1 if jobs > 1 else None):
-            yield
-    else:
-        with parallel_config(backend=name):
-            yield
-
-
-@contextmanager
-def _told(store: CandidateStore) -> Iterator[None]:
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    try:
-        yield
-    except TerminatedWorkerError as error:
-        raise ConfigError(
-            f"a worker process died, perhaps for lack of memory ({str(error).splitlines()[0]}): "
-            f"what was finished is kept in {store.state.path}; run again, with fewer --jobs"
-        ) from None
 
 
 def _arrays(weights: Sequence[Quantized]) -> dict[str, Array]:

@@ -235,7 +235,7 @@ class _Decider:
             self.pairs,
             self.options,
             self.store,
-            self.work.processes,
+            self.work.jobs,
             self.work.backend,
             self.progress,
         )

@@ -1,19 +1,17 @@
 """How the measuring is gone about: what does not change the result."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbcompiler.decisions.jobs import BACKENDS
 from lbcompiler.errors import ConfigError
-
-BACKENDS = ("loky", "ray", "dask")
 
 
 @dataclass(frozen=True)
 class Work:
-    """state: a folder that measurements are kept in, None for none that lasts. jobs: processes
-    that quantize groups of layers, None for one a usable core. backend: of joblib; ray and dask
-    run them on the cluster that the process is connected to.
+    """state: a folder that measurements are kept in, None for none that lasts. jobs: how many
+    groups of layers are quantized at a time, None for one a core. backend: where; a cluster's is
+    found or started as decisions/jobs.py says.
     """
 
     state: Path | None = None
@@ -27,7 +25,3 @@ class Work:
             )
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"the number of jobs is {self.jobs}; it must be 1 or more")
-
-    @property
-    def processes(self) -> int:
-        return self.jobs or len(os.sched_getaffinity(0))

@@ -24,6 +24,15 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
         State.open(tmp_path / "s", {"model": "b"})
 
 
+def test_a_folder_of_another_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    State.open(tmp_path / "s", {"model": "a"})
+    monkeypatch.setattr("lbcompiler.calibration.state.version", lambda _: "99.0")
+    with pytest.raises(ArtifactError, match=r"another lbcompiler.*99\.0.*--state"):
+        State.open(tmp_path / "s", {"model": "a"})
+
+
 def test_a_folder_that_is_none_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="no state folder"):

@@ -115,6 +115,20 @@ def test_wrong_data_is_refused(tmp_path: Path) -> None:
         compiled(None, calibration_data=str(tmp_path / "c.npz"))
 
 
+def test_one_sample_is_enough_to_decide_by(tmp_path: Path) -> None:
+    ids = np.load(CALIBRATION)["input_ids"]
+    np.savez(tmp_path / "c.npz", input_ids=ids[:1])
+    artifact = compiled(None, calibration_data=str(tmp_path / "c.npz"), format="mxint4")
+    decided = [layer for layer in artifact.manifest.layers if layer.realized == "mxint4"]
+    assert any(layer.hadamard for layer in decided)
+
+
+def test_no_sample_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", input_ids=np.zeros((0, 8), np.int64))
+    with pytest.raises(InputError, match="samples"):
+        compiled(None, calibration_data=str(tmp_path / "c.npz"))
+
+
 class StoppedError(Exception):
     pass
 
