@@ -19,20 +19,30 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Quantization:
-    """A format and scale rule for weights, and for activations; "none" rounds nothing."""
+    """A format and scale rule for weights, and for activations; "none" rounds nothing.
+
+    One for all layers; `decided.DecidedQuantization` is the same for layers that differ."""
 
     format: str
     act_format: str = "none"
     scale_rule: str | None = None
     act_scale_rule: str | None = None
 
-    def weight(self, w: Array) -> Array:
+    def weight(self, _layer: str, w: Array) -> Array:
         """(N, K) -> the same after rounding, float32; one tensor scale for all."""
         if self.format == "none":
             return w
         return format_named(self.format).rounded(w, self.scale_rule)
 
-    def activation(self, x: Array) -> Array:
+    def read(self, _layer: str, x: Array) -> Array:
+        """(..., K) of the float model -> what is to be rounded."""
+        return x
+
+    def bias(self, _layer: str, _w: Array, bias: Array | None) -> Array | None:
+        """(N,) that is added, w (N, K) being the float weight."""
+        return bias
+
+    def activation(self, _layer: str, x: Array) -> Array:
         """(..., K) -> the same after rounding, float32; a tensor scale of its own for each row."""
         if self.act_format == "none":
             return x

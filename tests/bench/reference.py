@@ -209,15 +209,18 @@ class Reference:
         if key in rounded and follow is None:
             return rounded[key]
         rows = convolution_rows(values[name], layer) if layer.kernel else values[name]
+        rows = self.quantization.read(layer.node.name, rows)
         if follow is not None:
             rows = follow.instead_of(rows, layer.node.name)
-        rounded[key] = self.quantization.activation(rows)
+        rounded[key] = self.quantization.activation(layer.node.name, rows)
         return rounded[key]
 
     def _run_quantized(self, layer: QuantizedNode, rows: Array) -> Array:
+        name = layer.node.name
         if layer.output not in self.weights:
-            self.weights[layer.output] = self.quantization.weight(layer.weight)
-        y = linear(rows, self.weights[layer.output], layer.bias)
+            self.weights[layer.output] = self.quantization.weight(name, layer.weight)
+        bias = self.quantization.bias(name, layer.weight, layer.bias)
+        y = linear(rows, self.weights[layer.output], bias)
         if not layer.kernel:
             return y
         y = np.moveaxis(y, -1, 1)

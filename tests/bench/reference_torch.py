@@ -57,10 +57,12 @@ class TorchReference:
     def linear(
         self, follow: Following | None, name: str, x: Array, w: Array, bias: Array | None = None
     ) -> Array:
+        x = self.quantization.read(name, x)
         x = x if follow is None else follow.instead_of(x, name)
         if name not in self.weights:
-            self.weights[name] = self.quantization.weight(w)
-        return linear(self.quantization.activation(x), self.weights[name], bias)
+            self.weights[name] = self.quantization.weight(name, w)
+        rounded, bias = self.quantization.activation(name, x), self.quantization.bias(name, w, bias)
+        return linear(rounded, self.weights[name], bias)
 
 
 class Rounding(torch.fx.Interpreter):

@@ -23,7 +23,8 @@ GROUPS = tuple(f"layer {i}" for i in range(6))
 DEADLY = GROUPS[4]
 DEATH = 13  # exit code
 LAST_BITS = 1e-3  # of an error: sums in another order, which may turn a code or two
-FORMATS = [("nvfp4", "nvfp4"), ("mxint8", "mxint8")]
+NAMES = ("nvfp4", "mxint8")
+FORMATS = [(name, name) for name in NAMES]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -109,8 +110,9 @@ def candidates(store: CandidateStore, backend: str, ask, jobs: int):
 
 def test_a_worker_that_dies_is_told_and_nothing_is_lost(backend: str, tmp_path: Path) -> None:
     store = CandidateStore(State.open(tmp_path / "state", {}), "candidates")
-    # one at a time, so that those before the deadly one are surely done; loky's one is this process
-    jobs = 2 if backend == "loky" else 1
+    # one at a time, so that those before the deadly one are surely done; but loky's one is this
+    # process, and of its two one may have died before the other was there
+    jobs, sure = (2, 1) if backend == "loky" else (1, GROUPS.index(DEADLY))
     with pytest.raises(ConfigError, match=r"worker process died.*state; run again"):
         candidates(
             store,
@@ -118,8 +120,8 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(backend: str, tmp_path: 
             lambda group: problem(group, DeadlyProblem if group == DEADLY else GroupProblem),
             jobs,
         )
-    kept = [group for group in GROUPS if store.load(group, FORMATS) is not None]
-    assert set(GROUPS[:3]) <= set(kept)
+    kept = [group for group in GROUPS if store.load(group, NAMES) is not None]
+    assert len(kept) >= sure
     assert DEADLY not in kept
     asked: list[str] = []
 
