@@ -249,6 +249,7 @@ def with_formats(
 ) -> Model:
     """An imported model's linears with a format each, before anything is quantized."""
     dump("input", model.module)
+    _check_rule(config, targets)
     select = SelectFormats(
         weight_format=config.weight_format,
         act_format=config.activation_format,
@@ -264,6 +265,16 @@ def with_formats(
         requested=AUTO if config.chooses else "",
     )
     return run((*PREPARE, select), model, dump)
+
+
+def _check_rule(config: CompileConfig, targets: Sequence[Target]) -> None:
+    rule = config.activation_rule
+    lacking = (t for t in targets if rule not in (WEIGHT_ONLY, *t.activation_rules))
+    if (target := next(lacking, None)) is not None:
+        raise ConfigError(
+            f"target {target.name} cannot quantize activations by the scale rule {rule}: choose "
+            f"one of {', '.join(sorted(target.activation_rules))}"
+        )
 
 
 def measured(
@@ -282,8 +293,18 @@ def measured(
         data = config.calibration_data or config.calibration
     observed = run(OBSERVE, imported)
     identity = {"model": hash_of(source) or "in memory", "inputs": json.dumps(config.inputs)}
-    gradients = _gradients(source, planned, config)
-    return decide(observed, planned.layers, config, data, identity, work, progress, gradients)
+    rules = (target.activation_rules for target in targets_named(config.target))
+    return decide(
+        observed,
+        planned.layers,
+        config,
+        data,
+        identity,
+        work,
+        progress,
+        frozenset.intersection(*rules),
+        _gradients(source, planned, config),
+    )
 
 
 def _gradients(source: Any, planned: Model, config: CompileConfig) -> Gradients | None:

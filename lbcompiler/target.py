@@ -49,6 +49,7 @@ class Target:
     """`supports(weight format, activation format)` gives the reason of a refusal, or "" for a
     kernel.
 
+    `activation_rules` are the scale rules that it quantizes activations by when the code runs.
     `passes` run behind the target-independent ones and leave a module that `build` can write as a
     library; `check` raises ConfigError where that cannot be done on this machine."""
 
@@ -58,3 +59,4 @@ class Target:
     passes: tuple[Pass, ...]
     build: Build
     check: Callable[[], object] = lambda: None
+    activation_rules: frozenset[str] = frozenset({"floor", "rceil", "even", "absmax"})

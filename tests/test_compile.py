@@ -1,6 +1,7 @@
 """From a model file to a running artifact: small, every format, tails in every dimension."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lbcompiler
+from lbcompiler.compiler import with_formats
+from lbcompiler.config import make_config
 from lbcompiler.errors import ArtifactError, ConfigError, InputError, ModelError
 from lbcompiler.formats import FORMATS
+from lbcompiler.frontend import import_model
 from lbcompiler.ir import ops
+from lbcompiler.ir.dump import no_dump
+from lbcompiler.targets import targets_named
 from lbcompiler.verify import verify
 from tests.bench.agreement import agreement
 from tests.bench.fake_quantized import Quantization
@@ -331,3 +337,12 @@ def test_epilogues_of_passes_and_kernels_are_the_same() -> None:
     from lbcompiler.targets.cpu.epilogue import ACTIVATIONS
 
     assert {"none", *EPILOGUE_OF.values()} == set(ops.EPILOGUES) == set(ACTIVATIONS)
+
+
+def test_a_scale_rule_that_the_target_lacks_is_refused_before_anything_is_measured() -> None:
+    (cpu,) = targets_named("cpu")
+    poorer = replace(cpu, activation_rules=frozenset({"absmax"}))
+    config = make_config({"format": "nvfp4", "act_scale_rule": "four_over_six"})
+    imported = import_model("models/tiny_lm.onnx", {})
+    with pytest.raises(ConfigError, match=r"cpu cannot quantize activations .* four_over_six"):
+        with_formats(imported, config, (poorer,), no_dump)

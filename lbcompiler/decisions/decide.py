@@ -11,7 +11,7 @@ Each step is kept in the state folder and found there by the next run that asks 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -67,18 +67,22 @@ def decide(
     identity: Mapping[str, str],
     work: Work,
     progress: Progress,
+    on_the_fly: Container[str],
     gradients: Gradients | None = None,
 ) -> tuple[Decided, Measured]:
     """`observed` went through `passes.OBSERVE`; `layers` are what `select_formats` made of them,
     and those with a weight format are decided. `data` is what `read_samples` takes, `identity`
     names the model for the state folder. Where a choice is to be measured but no budget says which,
-    nothing is decided. `gradients` are asked where the choice is made by them.
+    nothing is decided. `on_the_fly` are the scale rules of activations that the
+    target's kernels have; `gradients` are asked where the choice is made by them.
 
     Raises InputError for the data, ConfigError for a budget that cannot be met.
     """
     with _state_folder(work.state) as path:
         state = State.open(path, identity)
-        decider = _Decider(observed, layers, config, data, state, work, progress, gradients)
+        decider = _Decider(
+            observed, layers, config, data, state, work, progress, on_the_fly, gradients
+        )
         decided, measured = decider.decided()
         if work.state is not None:
             return decided, measured
@@ -99,6 +103,7 @@ class _Decider:
         state: State,
         work: Work,
         progress: Progress,
+        on_the_fly: Container[str],
         gradients: Gradients | None,
     ) -> None:
         self.gradients = gradients
@@ -128,7 +133,7 @@ class _Decider:
             for group, part in self.parts.items()
         }
         self._check_rotation()
-        self.options = options_of(config)
+        self.options = options_of(config, on_the_fly)
         formats = [name for name in config.candidates if name != FLOAT_CANDIDATE]
         self.pairs = [(name, config.act_format or name) for name in formats]
         self.data_key: list[Any] = [samples.fingerprint, samples.count]

@@ -1,5 +1,7 @@
 """What is tried for every group, by what was asked for."""
 
+from collections.abc import Container
+
 from lbcompiler.config import CompileConfig
 from lbcompiler.decisions.candidates import Options
 from lbcompiler.quantizers import QUANTIZERS
@@ -9,12 +11,14 @@ WEIGHT_RULES = ("four_over_six", "mse")  # of the formats that have them, with a
 ACT_RULES = ("absmax", "four_over_six", "rceil")
 
 
-def options_of(config: CompileConfig) -> Options:
+def options_of(config: CompileConfig, on_the_fly: Container[str]) -> Options:
+    """`on_the_fly`: the scale rules of activations that the target's kernels have."""
     rotations: tuple[int, ...] = ()
     if config.rotates:
         size = config.hadamard
         rotations = (size,) if isinstance(size, int) else ROTATIONS
     searched = WEIGHT_RULES if QUANTIZERS[config.quantizer].needs_hessian else ()
+    act_rules = (config.act_scale_rule,) if config.act_scale_rule else ACT_RULES
     return Options(
         quantizer=config.quantizer,
         rotations=rotations,
@@ -22,6 +26,6 @@ def options_of(config: CompileConfig) -> Options:
         seed=config.hadamard_seed,
         rule=config.scale_rule or "",
         rules=searched,
-        act_rules=(config.act_scale_rule,) if config.act_scale_rule else ACT_RULES,
+        act_rules=tuple(rule for rule in act_rules if rule in on_the_fly),
         outliers=config.outliers,
     )

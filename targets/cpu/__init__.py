@@ -4,6 +4,7 @@ elsewhere.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from lbcompiler.errors import ConfigError
@@ -12,6 +13,7 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Files, KernelUse, Target
+from lbcompiler.targets.cpu.block_scales import RULES
 from lbcompiler.targets.cpu.configs import Source, Tuned, processor, shipped
 from lbcompiler.targets.cpu.isa import Isa, isa_named, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
@@ -37,6 +39,7 @@ def cpu(variant: str = "", results: Sequence[Source] = ()) -> tuple[Target, ...]
             LowerAttention(isa),
         ),
         build=partial(_build, isa),
+        activation_rules=frozenset(chain.from_iterable(RULES.values())),
     )
     return (target,)
 

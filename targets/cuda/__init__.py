@@ -4,6 +4,7 @@ GPU.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from lbcompiler.errors import ConfigError
@@ -15,6 +16,7 @@ from lbcompiler.targets.cuda.arch import ARCHS, Arch, archs_named, best_for
 from lbcompiler.targets.cuda.driver import NoGpuError, first_gpu
 from lbcompiler.targets.cuda.linears import linear_for
 from lbcompiler.targets.cuda.lower import LowerLinears
+from lbcompiler.targets.cuda.rounding import RULES
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
 
@@ -54,6 +56,7 @@ def _target(arch: Arch) -> Target:
         passes=(PackWeights(kernels), LowerLinears(kernels)),
         build=partial(_build, arch),
         check=lambda: find_nvcc().check(arch),
+        activation_rules=frozenset(chain.from_iterable(RULES.values())),
     )
 
 

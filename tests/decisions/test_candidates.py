@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lbcompiler.config import make_config
 from lbcompiler.decisions.candidates import (
     GATE,
     GroupProblem,
@@ -10,9 +11,11 @@ from lbcompiler.decisions.candidates import (
     relative_error,
     solve,
 )
+from lbcompiler.decisions.tried import options_of
 from lbcompiler.formats import format_named
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.quantizers import QUANTIZERS
+from lbcompiler.targets import targets_named
 
 ROTATIONS = (16, 32)
 LEARNED, JUDGED, K, N = 2048, 256, 128, 64
@@ -92,3 +95,33 @@ def test_weights_only_leaves_the_input_alone() -> None:
     (found,) = solve(group("outliers"), [("mxint8", "none")], Options())
     assert found.choice.act_format == found.choice.act_rule == "none"
     assert found.error < 1e-4
+
+
+def test_only_scale_rules_that_the_target_has_are_tried() -> None:
+    config = make_config({"format": "nvfp4", "hadamard": "auto"})
+    (cpu,) = targets_named("cpu")
+    assert "four_over_six" in options_of(config, cpu.activation_rules).act_rules
+    assert options_of(config, {"absmax", "rceil"}).act_rules == ("absmax", "rceil")
+
+
+def quiet(draw: np.random.Generator) -> np.ndarray:
+    """Blocks of numbers that lie just where a scale of four has its values and six has none."""
+    values = draw.choice([4.0, 3.0, 2.0, 1.5, 1.0, 0.5], (JUDGED, K)) * draw.choice([-1, 1])
+    values[:, ::16] = 4
+    return values.astype(np.float32)
+
+
+def level(draw: np.random.Generator) -> np.ndarray:
+    """Those that a scale of six has all of: nothing is gained by four. Tensor scales are exact."""
+    values = draw.choice([6.0, 4.0, 3.0, 2.0, 1.0, 0.5], (JUDGED, K)) * draw.choice([-1, 1])
+    values[:, ::16] = 6
+    return (448 * values).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rows", "rule"), [(quiet, "four_over_six"), (level, "absmax")])
+def test_four_over_six_is_kept_where_it_helps(rows, rule: str) -> None:
+    draw = np.random.default_rng(0)
+    weight = np.sign(draw.standard_normal((N, K))).astype(np.float32)
+    problem = GroupProblem((weight,), None, rows(draw))
+    found = only(problem, "nvfp4", Options(act_rules=("absmax", "four_over_six")))
+    assert found.choice.act_rule == rule
