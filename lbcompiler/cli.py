@@ -169,23 +169,9 @@ def compile(
             progress=progress,
         )
         seconds = time.perf_counter() - start
-        speed = "not asked for" if no_measure else _speed(artifact, model, progress)
+        speed = "not asked for" if no_measure else show.speed(artifact, model, progress)
     if as_json or not quiet:
         reports.compiled(artifact, seconds, speed, as_json)
-
-
-def _speed(artifact: Any, model: Path, progress: show.Progress) -> dict[str, float] | str:
-    """Against the float model, or why that is not known: the artifact is made and stays."""
-    from lbcompiler.errors import LbcError
-    from lbcompiler.speed import compare
-
-    progress("measure", 0, 1)
-    try:
-        return compare(artifact, model)
-    except LbcError as error:
-        return str(error)
-    except Exception as error:  # the runtimes' own: a finished artifact is no failure for them
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
 
 
 app.command(

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -109,3 +110,17 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+def speed(artifact: Any, model: Path, progress: Progress) -> dict[str, float] | str:
+    """Against the float model, or why that is not known: the artifact is made and stays."""
+    from lbcompiler.errors import LbcError
+    from lbcompiler.speed import compare
+
+    progress("measure", 0, 1)
+    try:
+        return compare(artifact, model)
+    except LbcError as error:
+        return str(error)
+    except Exception as error:  # the runtimes' own: a finished artifact is no failure for them
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
