@@ -6,13 +6,9 @@
 #include <tuple>
 
 #include "instructions.h"
+#include "tensor_map.h"
 
-struct CUtensorMap {
-  const char* base;
-  int rank, swizzle, element_bytes;
-  uint64_t dims[5], strides[4];
-  uint32_t box[5];
-};
+struct CUtensorMap : EmulatedTensorMap {};
 
 namespace emulator {
 
@@ -219,17 +215,9 @@ typedef int CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
     CUtensorMapFloatOOBfill;
 enum { CUDA_SUCCESS = 0, CU_TENSOR_MAP_DATA_TYPE_UINT16 = 1 };
 inline CUresult cuGetErrorString(CUresult, const char**) { return CUDA_SUCCESS; }
-inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, int, int rank, void* base,
+inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, int type, unsigned rank, const void* base,
                                        const cuuint64_t* dims, const cuuint64_t* strides,
                                        const cuuint32_t* box, const cuuint32_t*, int, int swizzle,
                                        int, int) {
-  *map = {(const char*)base, rank, swizzle, 2};
-  for (int i = 0; i < rank; i++) map->dims[i] = dims[i], map->box[i] = box[i];
-  for (int i = 0; i + 1 < rank; i++) {
-    map->strides[i] = strides[i];
-    if (strides[i] % 16) return 1;
-  }
-  for (int i = 0; i < rank; i++)
-    if (!dims[i] || !box[i] || box[i] > 256) return 1;
-  return (uintptr_t)base % 16 ? 1 : CUDA_SUCCESS;
+  return !encode_tensor_map(map, type, rank, base, dims, strides, box, swizzle);
 }

@@ -79,7 +79,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def fake_cuda() -> Path:
     """A folder with libcuda.so.1 and libcudart.so.13."""
-    texts = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
+    texts = [path.read_bytes() for path in [*sorted(SOURCES.iterdir()), TOOLKIT / "tensor_map.h"]]
     folder = FOLDER / hashlib.sha256(b"".join(texts)).hexdigest()[:24]
     if folder.exists():
         return folder
@@ -90,7 +90,7 @@ def fake_cuda() -> Path:
     with tempfile.TemporaryDirectory(dir=FOLDER) as made:
         versions = Path(made, "versions.map")
         versions.write_text("libcudart.so.13 { global: *; };")
-        common = ["g++", "-O1", "-w", "-shared", "-fPIC", f"-I{include}"]
+        common = ["g++", "-O1", "-w", "-shared", "-fPIC", f"-I{include}", f"-I{TOOLKIT}"]
         _compile(
             [*common, "-Wl,-soname,libcuda.so.1", SOURCES / "driver.cpp"], made, "libcuda.so.1"
         )

@@ -17,6 +17,7 @@ from tests.targets.cuda.fake_gpu import run, with_emulated_kernels
 MODEL = Path("models/tiny_lm.onnx")
 SAMPLE = Path("models/tiny_lm_sample.npz")
 TOKENS = 9  # an odd number of rows, more than the kernels for a few take at once
+MANY_TOKENS = 130  # no whole tile of tokens
 ARCHS = {"sm_80": "8.0", "sm_90a": "9.0", "sm_120a": "12.0"}  # and a device of each
 
 pytestmark = needs.nvcc
@@ -111,6 +112,25 @@ def test_it_computes_what_the_processor_computes(
     )
     assert done.returncode == 0, done.stderr
     assert qsnr_db(expected, np.load(results)["logits"]) > MIN_QSNR_DB
+
+
+@pytest.mark.slow
+def test_many_rows_go_through_tensor_maps(emulated: Path) -> None:
+    """More rows than sm_90a multiplies by `mma.sync`: TMA's maps are made by TVM's runtime."""
+    tokens = np.load(SAMPLE)["input_ids"][:1, :MANY_TOKENS]
+    np.savez(emulated.parent / "many.npz", input_ids=tokens)
+    results = emulated.parent / "many_results.npz"
+    done = run(
+        "import numpy, lbcompiler\n"
+        f"program = lbcompiler.load({str(emulated)!r})\n"
+        f"outputs = program.run(dict(numpy.load({str(emulated.parent / 'many.npz')!r})))\n"
+        f"numpy.savez({str(results)!r}, **outputs)\n",
+        FAKE_CUDA_CAPABILITY="9.0",
+    )
+    assert done.returncode == 0, done.stderr
+    program = lbcompiler.compile(MODEL, target="cpu", format="nvfp4").load()
+    wanted = program.run({"input_ids": tokens})["logits"]
+    assert qsnr_db(wanted, np.load(results)["logits"]) > MIN_QSNR_DB
 
 
 @pytest.mark.parametrize(

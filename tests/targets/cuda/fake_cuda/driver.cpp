@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tensor_map.h"
+
 static int number(const char* name, int otherwise) {
   const char* text = getenv(name);
   return text ? atoi(text) : otherwise;
@@ -56,10 +58,14 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
   auto launch = (int (*)(const unsigned*, size_t, void**))f;
   return launch(sizes, c->sharedMemBytes, arguments) ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
-CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                                const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                                const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  return CUDA_ERROR_NOT_SUPPORTED;
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
+                                void* base, const cuuint64_t* dims, const cuuint64_t* strides,
+                                const cuuint32_t* box, const cuuint32_t*, CUtensorMapInterleave,
+                                CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
+                                CUtensorMapFloatOOBfill) {
+  static_assert(sizeof(CUtensorMap) == 128);
+  auto held = (EmulatedTensorMap*)map;
+  bool is_taken = encode_tensor_map(held, type, rank, base, dims, strides, box, swizzle);
+  return is_taken ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 }
