@@ -37,6 +37,12 @@ from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
 from lbcompiler.decisions.residual import residual_rotation
+from lbcompiler.decisions.sensitivities import (
+    Sensitivities,
+    by_gradients,
+    by_measuring,
+    by_output,
+)
 from lbcompiler.decisions.smooth import smoothings
 from lbcompiler.decisions.tried import options_of
 from lbcompiler.decisions.work import Work
@@ -273,50 +279,16 @@ class _Decider:
             plan=plan,
         )
 
-    def _sensitivities(
-        self, solutions: Solutions, measurement: Measurement
-    ) -> dict[str, list[Divergence]]:
-        """Of the model to each group alone in each format."""
+    def _sensitivities(self, solutions: Solutions, measurement: Measurement) -> Sensitivities:
         if self.config.sensitivity == "output":
-            return {g: [Divergence(s.error) for s in row] for g, row in solutions.items()}
-        if self.config.sensitivity == "fisher":
-            return self._by_gradients(solutions)
-        name = f"{self.store.folder}/sensitivity"
-        known = self.state.load_record(name) or {}
-        missing = {
-            group: list(
-                {s.choice: s for s in row if s.choice.name not in known.get(group, {})}.values()
-            )
-            for group, row in solutions.items()
-        }
-        wanted = {group: row for group, row in missing.items() if row}
-        done = len(solutions) - len(wanted)
-        self.progress("sensitivity", done, len(solutions))
-        for group, found in measurement.alone(wanted):
-            record = {
-                s.choice.name: [d.noise, d.kl] for s, d in zip(wanted[group], found, strict=True)
-            }
-            known[group] = known.get(group, {}) | record
-            self.state.save_record(name, known)
-            done += 1
-            self.progress("sensitivity", done, len(solutions))
-        return {
-            group: [Divergence(*known[group][s.choice.name]) for s in row]
-            for group, row in solutions.items()
-        }
-
-    def _by_gradients(self, solutions: Solutions) -> dict[str, list[Divergence]]:
-        """What the errors of a group's layers cost, to second order."""
+            return by_output(solutions)
+        if self.config.sensitivity == "model":
+            name = f"{self.store.folder}/sensitivity"
+            return by_measuring(solutions, measurement, self.state, name, self.progress)
         assert self.gradients is not None  # `compile` sees to it
+        gradients = partial(self.gradients, list(islice(self.judge, JUDGED)))
         name = f"fisher-{_digest(self.data_key)}"
-        known = self.state.load_record(name)
-        if known is None:
-            self.progress("sensitivity", 0, 1)
-            known = self.gradients(list(islice(self.judge, JUDGED)))
-            self.state.save_record(name, known)
-            self.progress("sensitivity", 1, 1)
-        weights = {g: sum(known.get(layer, 0.0) for layer in p) for g, p in self.parts.items()}
-        return {g: [Divergence(weights[g] * s.error) for s in r] for g, r in solutions.items()}
+        return by_gradients(solutions, self.parts, gradients, self.state, name, self.progress)
 
     def _table(
         self, solutions: Solutions, measured: Mapping[str, Sequence[Divergence]], budget: str
