@@ -197,8 +197,14 @@ class LinearKernel:
         return max(one.shared_bytes(row, tile) for one in launches)
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
-        """The fields of the config that matter for M rows, with the values worth trying."""
-        return {"rows": (64, 128), "columns": (64, 128), "stages": (3, 4)}
+        """The fields of the config that matter for M rows, with the values worth trying; what asks
+        for too much shared memory together is refused by `gemm`.
+        """
+        if m <= 16:
+            return {"few_warps": (4, 8), "few_stages": (3, 4, 6)}
+        if self.has_wgmma and m > self.default_config(n, k).rows:
+            return {"tokens": (128, 256), "wide_stages": (2, 3, 4)}
+        return {"rows": (64, 128), "columns": (64, 128), "stages": (2, 3, 4)}
 
     def packed_specs(self, n: int, k: int) -> list[Spec]:
         """Of what `pack` returns for W (n, k), known without it."""

@@ -1,5 +1,8 @@
 """What a kernel says of itself is what it takes."""
 
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -26,6 +29,21 @@ def test_every_default_config_fits_its_architecture(fmt, arch) -> None:
     for act in (fmt, None):
         kernel = kernel_for(fmt, act, arch)
         assert kernel.gemm(256, 256, bias=False) is not None
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90a", "sm_120a"])
+@pytest.mark.parametrize("m", [1, 100, 1000])
+def test_what_is_worth_trying_is_built_or_asks_for_too_much(arch, m) -> None:
+    kernel = kernel_for(FORMATS["nvfp4"], FORMATS["nvfp4"], arch_named(arch))
+    space, default = kernel.space(m, 256, 256), kernel.default_config(256, 256)
+    built = 0
+    for values in product(*space.values()):
+        config = replace(default, **dict(zip(space, values, strict=True)))
+        try:
+            built += kernel.gemm(256, 256, bias=False, config=config) is not None
+        except ConfigError as error:
+            assert "bytes of shared memory" in str(error)  # noqa: PT017 - either may be
+    assert built > 1
 
 
 def test_names_tell_kernels_apart() -> None:
