@@ -9,6 +9,7 @@ import lbcompiler
 from tests.cached_decoder import STATES, WORDS, past_of, write_decoder
 from tests.targets.cuda import needs
 from tests.targets.cuda.fake_gpu import run, with_emulated_kernels
+from tests.targets.cuda.shared import once
 
 IDS = np.random.default_rng(1).integers(0, WORDS, (1, 11))
 PIECES = (0, 5, 6, 11)  # a prompt, a token, and the rest
@@ -39,7 +40,11 @@ np.savez(sys.argv[3], **results)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
     """Of the CPU, and of the GPU that is not there."""
-    folder = tmp_path_factory.mktemp("decoder")
+    folder = once(tmp_path_factory, "decoder", make)
+    return [dict(np.load(folder / f"{name}.npz")) for name in ("cpu", "gpu")]
+
+
+def make(folder: Path) -> None:
     model = write_decoder(folder / "cached.onnx")
     np.savez(folder / "given.npz", ids=IDS, pieces=PIECES, **past_of(3))
     for name, target in (("cpu", "cpu"), ("gpu", "cuda:sm_80")):
@@ -52,13 +57,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarr
             keep_source=target != "cpu",
         )
     with_emulated_kernels(folder / "gpu.lbc", "sm_80")
-    found = []
     for name in ("cpu", "gpu"):
         arguments = [str(folder / file) for file in (f"{name}.lbc", "given.npz", f"{name}.npz")]
         done = run(f"import sys; sys.argv[1:] = {arguments!r}\n{CODE}")
         assert done.returncode == 0, done.stderr
-        found.append(dict(np.load(folder / f"{name}.npz")))
-    return found
 
 
 @needs.nvcc

@@ -1,18 +1,22 @@
 """The small language model, compiled for three architectures and run on a GPU that is not there."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 import lbcompiler
 from lbcompiler.artifact import Artifact, open_artifact
+from lbcompiler.cli import app
 from lbcompiler.errors import ArtifactError, ConfigError, DeviceError
 from lbcompiler.targets.cuda.device_code import DeviceCode
 from tests.targets.cuda import needs
 from tests.targets.cuda.fake_gpu import run, with_emulated_kernels
+from tests.targets.cuda.shared import once
 
 MODEL = Path("models/tiny_lm.onnx")
 SAMPLE = Path("models/tiny_lm_sample.npz")
@@ -29,30 +33,41 @@ MIN_QSNR_DB = 90.0
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return lbcompiler.compile(
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "whole_model", make)
+
+
+def make(folder: Path) -> None:
+    """t.lbc, the same with emulated kernels, inputs, and what the processor makes of them."""
+    artifact = lbcompiler.compile(
         MODEL,
         target=f"cuda:{','.join(ARCHS)}",
         format="nvfp4",
-        output=tmp_path_factory.mktemp("cuda") / "t.lbc",
+        output=folder / "t.lbc",
         keep_source=True,
     )
-
-
-@pytest.fixture(scope="module")
-def emulated(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy with emulated kernels, and the inputs beside it."""
-    copy = artifact.save(tmp_path_factory.mktemp("emulated") / "t.lbc").path
+    copy = artifact.save(folder / "emulated.lbc").path
     for isa in ARCHS:
         with_emulated_kernels(copy, isa)
-    np.savez(copy.parent / "inputs.npz", **inputs())
-    return copy
+    np.savez(folder / "inputs.npz", **inputs())
+    program = lbcompiler.compile(MODEL, target="cpu", format="nvfp4").load()
+    np.savez(folder / "expected.npz", **program.run(inputs()))
 
 
 @pytest.fixture(scope="module")
-def expected() -> NDArray[np.float32]:
-    outputs = lbcompiler.compile(MODEL, target="cpu", format="nvfp4").load().run(inputs())
-    return outputs["logits"]
+def artifact(folder: Path) -> Artifact:
+    return open_artifact(folder / "t.lbc")
+
+
+@pytest.fixture(scope="module")
+def emulated(folder: Path) -> Path:
+    return folder / "emulated.lbc"
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = np.load(folder / "expected.npz")["logits"]
+    return logits
 
 
 def qsnr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
@@ -201,3 +216,23 @@ def test_the_gpu_of_this_machine_is_asked_for() -> None:
     )
     assert ConfigError.__name__ in done.stderr
     assert "say for which GPU to compile: --target cuda:ARCH, of sm_80" in done.stderr
+
+
+def test_inspect_lists_what_the_kernels_take(artifact: Artifact) -> None:
+    result = CliRunner().invoke(app, ["inspect", str(artifact.path), "--kernels"])
+    assert result.exit_code == 0, result.output
+    for kernel in artifact.manifest.kernels:
+        assert kernel.name in result.stdout
+    assert f"kernels for {', '.join(ARCHS)}" in result.stdout
+
+
+@needs.cuobjdump
+def test_inspect_tells_the_instructions(artifact: Artifact) -> None:
+    result = CliRunner().invoke(app, ["inspect", str(artifact.path), "--kernels", "--json"])
+    kernels = json.loads(result.stdout)["kernels"]
+    assert len(kernels) == len(artifact.manifest.kernels)
+    many = [held for held in kernels if re.match("gemm_exact.*_kernel_2$", held["name"])]
+    assert {held["arch"] for held in many} == set(ARCHS)
+    for held in many:
+        assert any(name.startswith("HMMA.16816.F32.BF16") for name in held["instructions"]), held
+        assert not any(name.startswith(("LDL", "STL")) for name in held["instructions"]), held
