@@ -16,6 +16,7 @@ from lbcompiler.targets.cuda.arch import ARCHS, Arch, archs_named, best_for
 from lbcompiler.targets.cuda.driver import NoGpuError, first_gpu
 from lbcompiler.targets.cuda.linears import linear_for
 from lbcompiler.targets.cuda.lower import LowerLinears
+from lbcompiler.targets.cuda.lower_attention import LowerAttention
 from lbcompiler.targets.cuda.rounding import RULES
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
@@ -53,7 +54,7 @@ def _target(arch: Arch) -> Target:
         name="cuda",
         isa=arch.name,
         supports=lambda weight, act: "",  # every pair has a kernel on the exact route
-        passes=(PackWeights(kernels), LowerLinears(kernels)),
+        passes=(PackWeights(kernels), LowerLinears(kernels), LowerAttention()),
         build=partial(_build, arch),
         check=lambda: find_nvcc().check(arch),
         activation_rules=frozenset(chain.from_iterable(RULES.values())),

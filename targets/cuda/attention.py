@@ -1,4 +1,5 @@
-"""attention(q, k, v[, mask])  ->  softmax(q k^T * scale [+ mask]) v in three kernels, float32
+"""attention(q, k, v[, mask])  ->  softmax(q k^T * scale [+ mask]) v in three kernels, float32,
+for heads that are too long for the one of `attention_fused.py`
 
     scores (B, H, Q, K)    weights = softmax over K    out (B, Q, H, D)
 

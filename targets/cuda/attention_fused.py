@@ -1,0 +1,228 @@
+"""Attention of float32 heads in one kernel: no tensor of queries x keys is ever in memory.
+
+    block (32 queries of one head of one sequence), 128 threads
+        queries * scale -> shared memory
+        for tile of keys (32, or 16 of long heads), up to the last one that a query sees
+            keys, values -> shared memory                                         barrier
+            scores: a thread has 2 queries x every eighth key                     [+ mask]
+            largest so far of each query, over the 8 threads that share it        shuffles
+            weights = exp(scores - largest) -> shared memory, of this warp alone
+            values = values * exp(old largest - largest) + weights v: 2 queries x every eighth
+                                                                                  barrier
+        out = values / sum of the weights
+
+Rows in shared memory are 4 floats longer than a head, so that neighbours read different banks. A
+query whose every score is -inf gets NaN, as softmax has it.
+"""
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from lbcompiler.targets.cpu.attention_operands import Attention, Operands, declare
+from lbcompiler.targets.cuda.intrinsics import (
+    Device,
+    Expr,
+    Registers,
+    barrier,
+    int64,
+    kernel,
+    launch,
+    let,
+    warp_barrier,
+)
+
+THREADS, ROWS, SHARING = 128, 32, 8  # of a block; its queries; threads that share two queries
+PAIR = ROWS * SHARING // THREADS
+LONGEST = 128  # numbers of a head: longer ones do not fit into 48 KiB
+INFINITY = float("inf")
+
+
+def fits(what: Attention) -> bool:
+    return max(what.depth, what.value_depth) <= LONGEST
+
+
+def attention_kernel(what: Attention) -> Any:
+    """PrimFunc(q, k, v[, mask], out), all float32; batch and lengths are symbolic."""
+    with kernel() as builder:
+        operands = declare(what)
+        blocks = (operands.queries + (ROWS - 1)) // ROWS
+        with launch([blocks, what.q.count, operands.batch], THREADS) as (place, thread):
+            _Block(what, operands, place, thread).emit()
+    return builder.get()
+
+
+class _Block:
+    def __init__(self, what: Attention, o: Operands, place: list[Expr], thread: Expr) -> None:
+        self.what, self.o, self.thread = what, o, thread
+        self.keys = 32 if max(what.depth, what.value_depth) <= 64 else 16
+        self.stride, self.value_stride = (_stride(d) for d in (what.depth, what.value_depth))
+        self.first, self.head, self.batch = let(place[0] * ROWS), place[1], int64(place[2])
+        self.lane, self.pair = let(thread % SHARING), let(thread // SHARING * PAIR)
+        self.queries = _shared(ROWS * self.stride)
+        self.tile = _shared(self.keys * self.stride)
+        self.value_tile = _shared(self.keys * self.value_stride)
+        self.weights = _shared(ROWS * (self.keys + 4))
+        self.columns = self.keys // SHARING  # of scores, a thread's
+        self.numbers = -(-what.value_depth // SHARING)
+        self.scores = Registers(PAIR * self.columns, "float32")
+        self.values = Registers(PAIR * self.numbers, "float32")
+        self.largest, self.sums, self.factors = (Registers(PAIR, "float32") for _ in range(3))
+
+    def emit(self) -> None:
+        what, o = self.what, self.o
+        self.values.clear()
+        self.sums.clear()
+        for row in range(PAIR):
+            self.largest[row] = _number(-INFINITY)
+        first = int64(self.first)
+        self._fill(self.queries, ROWS, self.stride, what.depth, self._query)
+        seen: Expr = o.keys
+        if what.causal:
+            seen = tirx.min(o.keys, first + ROWS + (o.keys - o.queries))
+        tiles = let(tirx.max((seen + (self.keys - 1)) // self.keys, int64(0)))
+        with T.serial(tiles) as index:
+            start = let(int64(index) * self.keys)
+            self._fill(self.tile, self.keys, self.stride, what.depth, self._reader(o.k, start))
+            values = self._reader(o.v, start)
+            self._fill(self.value_tile, self.keys, self.value_stride, what.value_depth, values)
+            barrier()
+            self._score(start)
+            self._weigh()
+            warp_barrier()
+            self._add()
+            barrier()
+        self._store()
+
+    def _fill(self, to: Any, rows: int, stride: int, depth: int, value: Any) -> None:
+        """(rows, depth) of shared memory, a number a thread at a time."""
+        with T.serial(-(-rows * depth // THREADS)) as step:
+            at = let(step * THREADS + self.thread)
+            row, number = let(at // depth), let(at % depth)
+            if rows * depth % THREADS:
+                with T.If(at < rows * depth), T.Then():
+                    T.buffer_store(to, value(row, number), [row * stride + number])
+            else:
+                T.buffer_store(to, value(row, number), [row * stride + number])
+
+    def _query(self, row: Expr, number: Expr) -> Expr:
+        at = int64(self.first) + int64(row)
+        place = (*self.what.q.row(self.batch, at, int64(self.head)), int64(number))
+        scaled = self.o.q[place] * _number(self.what.scale)
+        return tirx.if_then_else(at < self.o.queries, scaled, _number(0.0))
+
+    def _reader(self, tensor: Any, start: Expr) -> Any:
+        """Of k or v: zeros behind the last key, for a weight of zero times NaN would be NaN."""
+        heads = self.what.k if tensor is self.o.k else self.what.v
+        head = int64(self.head) // self.what.group
+
+        def value(row: Expr, number: Expr) -> Expr:
+            at = start + int64(row)
+            place = (*heads.row(self.batch, at, head), int64(number))
+            return tirx.if_then_else(at < self.o.keys, tensor[place], _number(0.0))
+
+        return value
+
+    def _score(self, start: Expr) -> None:
+        self.scores.clear()
+        unrolled = 4 if self.what.depth % 4 == 0 else 1
+        with T.serial(self.what.depth // unrolled) as step:
+            for part in range(unrolled):
+                number = step * unrolled + part
+                q = [let(self.queries[(self.pair + r) * self.stride + number]) for r in range(PAIR)]
+                for column in range(self.columns):
+                    key = let(self.tile[(self.lane + column * SHARING) * self.stride + number])
+                    for row in range(PAIR):
+                        slot = row * self.columns + column
+                        self.scores[slot] = self.scores[slot] + q[row] * key
+        for row in range(PAIR):
+            query = let(int64(self.first) + int64(self.pair + row))
+            for column in range(self.columns):
+                slot = row * self.columns + column
+                key = let(start + int64(self.lane + column * SHARING))
+                self.scores[slot] = self._masked(self.scores[slot], query, key)
+
+    def _masked(self, score: Expr, query: Expr, key: Expr) -> Expr:
+        is_seen = tirx.all(key < self.o.keys, query < self.o.queries)
+        if self.what.causal:
+            is_seen = tirx.all(is_seen, key <= self.o.last_key(query))
+        if self.o.mask is not None:
+            place = self.o.mask_row(self.batch, int64(self.head), query)
+            last = key if "K" in (self.what.mask or "") else int64(0)
+            score = score + self.o.mask[(*(int64(i) for i in place), last)]
+        return tirx.if_then_else(is_seen, score, _number(-INFINITY))
+
+    def _weigh(self) -> None:
+        for row in range(PAIR):
+            slots = range(row * self.columns, (row + 1) * self.columns)
+            largest: Expr = self.largest[row]
+            for slot in slots:
+                largest = let(tirx.max(largest, self.scores[slot]))
+            for distance in (1, 2, 4):
+                largest = let(tirx.max(largest, _from_lane(largest, distance)))
+            # nothing is taken off while all scores are -inf: their weights are then 0
+            taken = let(tirx.Select(largest == _number(-INFINITY), _number(0.0), largest))
+            self.factors[row] = tirx.exp(self.largest[row] - taken)
+            self.largest[row] = largest
+            self.sums[row] = self.sums[row] * self.factors[row]
+            for column, slot in enumerate(slots):
+                weight = let(tirx.exp(self.scores[slot] - taken))
+                self.sums[row] = self.sums[row] + weight
+                at = (self.pair + row) * (self.keys + 4) + self.lane + column * SHARING
+                T.buffer_store(self.weights, weight, [at])
+
+    def _add(self) -> None:
+        for row in range(PAIR):
+            for number in range(self.numbers):
+                slot = row * self.numbers + number
+                self.values[slot] = self.values[slot] * self.factors[row]
+        with T.serial(self.keys) as key:
+            weights = [
+                let(self.weights[(self.pair + row) * (self.keys + 4) + key]) for row in range(PAIR)
+            ]
+            for number in range(self.numbers):
+                at = key * self.value_stride + self.lane + number * SHARING
+                value = let(self.value_tile[at])
+                for row in range(PAIR):
+                    slot = row * self.numbers + number
+                    self.values[slot] = self.values[slot] + weights[row] * value
+
+    def _store(self) -> None:
+        for row in range(PAIR):
+            total: Expr = self.sums[row]
+            for distance in (1, 2, 4):
+                total = let(total + _from_lane(total, distance))
+            query = let(int64(self.first) + int64(self.pair + row))
+            with T.If(query < self.o.queries), T.Then():
+                for number in range(self.numbers):
+                    value = self.values[row * self.numbers + number] / total
+                    last = let(int64(self.lane + number * SHARING))
+                    place = [self.batch, query, int64(self.head), last]
+                    if (number + 1) * SHARING <= self.what.value_depth:
+                        T.buffer_store(self.o.out, value, place)
+                        continue
+                    with T.If(last < self.what.value_depth), T.Then():
+                        T.buffer_store(self.o.out, value, place)
+
+
+def _stride(depth: int) -> int:
+    """Of a row in shared memory: whole eights, and four more."""
+    return -(-depth // SHARING) * SHARING + 4
+
+
+def _shared(count: int) -> Any:
+    return T.alloc_buffer((count,), "float32", scope="shared", align=16)
+
+
+def _number(value: float) -> Expr:
+    return tirx.const(value, "float32")
+
+
+def _from_lane(x: Expr, distance: int) -> Expr:
+    """The value of the lane whose number differs by that bit."""
+    text = (
+        "__device__ __forceinline__ float lb_exchange(float x, int mask) "
+        "{ return __shfl_xor_sync(0xffffffffu, x, mask); }"
+    )
+    return Device("lb_exchange", text, "float32")(x, tirx.const(distance, "int32"))
