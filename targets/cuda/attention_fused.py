@@ -26,6 +26,7 @@ from lbcompiler.targets.cuda.intrinsics import (
     Expr,
     Registers,
     barrier,
+    int32,
     int64,
     kernel,
     launch,
@@ -91,7 +92,7 @@ class _Block:
             self._score(start)
             self._weigh()
             warp_barrier()
-            self._add()
+            self._add(start)
             barrier()
         self._store()
 
@@ -172,12 +173,16 @@ class _Block:
                 at = (self.pair + row) * (self.keys + 4) + self.lane + column * SHARING
                 T.buffer_store(self.weights, weight, [at])
 
-    def _add(self) -> None:
+    def _add(self, start: Expr) -> None:
+        """Of the keys there are: a count that nvcc does not know keeps it from unrolling them all,
+        which takes more registers than it allows itself on sm_120a.
+        """
+        count = let(int32(tirx.min(self.o.keys - start, int64(self.keys))))
         for row in range(PAIR):
             for number in range(self.numbers):
                 slot = row * self.numbers + number
                 self.values[slot] = self.values[slot] * self.factors[row]
-        with T.serial(self.keys) as key:
+        with T.serial(count) as key:
             weights = [
                 let(self.weights[(self.pair + row) * (self.keys + 4) + key]) for row in range(PAIR)
             ]
