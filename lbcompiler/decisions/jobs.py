@@ -114,15 +114,20 @@ def _on_dask(limit: int | None, job: Job, work: Iterator[Any]) -> Results:
                 yield result
         except KilledWorker as error:
             raise WorkerDiedError(str(error).splitlines()[0]) from None
+        finally:  # a cluster that stays would do the rest, for nobody
+            client.cancel(list(running.futures))
 
 
 def _dask_client() -> Any:
     """A context that gives a client; one that was open stays so."""
     import distributed
+    from dask import config
 
     try:
         return nullcontext(distributed.get_client())
     except ValueError:  # there is none
+        if config.get("scheduler-address", None):  # of DASK_SCHEDULER_ADDRESS
+            return distributed.Client()
         return distributed.Client(threads_per_worker=1, dashboard_address=None)
 
 
