@@ -14,10 +14,13 @@ def analyze(
     target: options.Target = None,
     format: options.Format = None,
     act_format: options.ActFormat = None,
+    scale_rule: options.ScaleRule = None,
+    act_scale_rule: options.ActScaleRule = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     shapes: options.Shapes = None,
     config: options.Config = None,
+    save_config: options.SaveConfig = None,
     on_unsupported: options.OnUnsupported = None,
     quantizer: decide.Quantizer = None,
     hadamard: decide.Hadamard = None,
@@ -44,11 +47,14 @@ def analyze(
     import lbcompiler
     from lbcompiler.config import AnalysisConfig, make_config, parse_inputs
     from lbcompiler.decisions.work import Work
+    from lbcompiler.files import appearing
 
     said = {
         "target": target,
         "format": format,
         "act_format": act_format,
+        "scale_rule": scale_rule,
+        "act_scale_rule": act_scale_rule,
         "include": include,
         "exclude": exclude,
         "inputs": parse_inputs(shapes or ()),
@@ -71,6 +77,9 @@ def analyze(
     }
     given = {k: v for k, v in said.items() if v not in (None, [], {})}
     settings = make_config(given, config, AnalysisConfig)
+    if save_config is not None:
+        with appearing(save_config) as partial:
+            partial.write_text(settings.to_yaml())
     page = output or Path(f"{model.stem}.html")
     if output is None and not as_json:
         output = page

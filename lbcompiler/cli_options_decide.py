@@ -184,4 +184,4 @@ def names(said: str | None) -> tuple[str, ...] | None:
 
 def size(said: str | None) -> str | int | None:
     """A number as one; anything else as it is."""
-    return int(said) if said is not None and said.isdigit() else said
+    return int(said) if said is not None and said.isdecimal() else said

@@ -150,7 +150,7 @@ def compile(
         backends = targets_named(settings.target, () if tuned is None else tuned.sources)
         for backend in backends:
             backend.check()
-        _check_fits(settings, keep_source, backends[0])
+        check_fits(settings, backends[0], keep_source)
         imported = clock("import", lambda: import_model(model, settings.input_shapes))
         planned = clock("plan", lambda: with_formats(imported, settings, backends, dump))
         found = measured(model, imported, planned, settings, calibration_data, work, progress)
@@ -190,7 +190,7 @@ def plan(
     return list(planned.layers.values())
 
 
-def _check_fits(config: CompileConfig, keep_source: bool, target: Target) -> None:
+def check_fits(config: CompileConfig, target: Target, keep_source: bool = False) -> None:
     """Raises ConfigError for what is asked of another target than it is for."""
     if keep_source and target.name != "cuda":
         raise ConfigError(f"--keep-source is for target cuda: {target.name} has no such text")

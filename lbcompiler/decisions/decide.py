@@ -263,7 +263,7 @@ class _Decider:
         )
         sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
         table = self._table(solutions, sensitivities, "" if budget is None else budget[0])
-        planner = Planner(table, self._told(measurement.plan))
+        planner = Planner(table, self._kept(self._told(measurement.plan)))
         plan = None if budget is None else within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
         if budget is None and len(self.config.candidates) == 1:
@@ -317,6 +317,21 @@ class _Decider:
             shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
             return kernel_seconds(solution, shapes)
         return self._bits(group, solution) * self.elements[group]
+
+    def _kept(self, measure: Measure) -> Measure:
+        """`measure`, asked once for a plan: what it answers stays in the state folder."""
+        name = f"{self.store.folder}/plans"
+        known = self.state.load_record(name) or {}
+
+        def kept(chosen: Mapping[str, Solution]) -> Divergence:
+            key = _digest({group: solution.choice.name for group, solution in chosen.items()})
+            if key not in known:
+                found = measure(chosen)
+                known[key] = [found.noise, found.kl]
+                self.state.save_record(name, known)
+            return Divergence(*known[key])
+
+        return kept
 
     def _told(self, measure: Measure) -> Measure:
         """`measure` that says how many plans it has measured."""

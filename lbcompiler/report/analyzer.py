@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from lbcompiler.calibration.state import State
-from lbcompiler.compiler import DEFAULT_WORK, measured, merged, said_data, with_formats
+from lbcompiler.compiler import (
+    DEFAULT_WORK,
+    check_fits,
+    measured,
+    merged,
+    said_data,
+    with_formats,
+)
 from lbcompiler.config import AnalysisConfig, CompileConfig
 from lbcompiler.decisions.candidates import Solution
 from lbcompiler.decisions.decided import Decided
@@ -76,9 +83,11 @@ def analyze(
     given = {"calibration_data": said_data(calibration_data), **settings}
     asked = merged(config, {k: v for k, v in given.items() if v is not None}, AnalysisConfig)
     with _lasting(work) as (state, kept):
+        targets = targets_named(asked.target)
+        check_fits(asked, targets[0])
         progress("import", 0, 1)
         imported = import_model(model, asked.input_shapes)
-        planned = with_formats(imported, asked, targets_named(asked.target), no_dump)
+        planned = with_formats(imported, asked, targets, no_dump)
         progress("import", 1, 1)
         found = measured(model, imported, planned, asked, calibration_data, kept, progress)
         assert found is not None  # an AnalysisConfig always measures

@@ -21,6 +21,7 @@ NAME_LENGTH = 44  # characters on the left; the middle of longer names is left o
 NAME_PIXELS = 7  # of a character there
 RIGHT = 84  # pixels, of the colour bar
 NUMBERED = 2500  # cells of a heat map that have their number written in
+LOUDEST_DB = 80.0  # of the colors: a tensor that a format holds exactly has no end
 WARM_TO_COOL = [[0, "#ee8866"], [0.35, "#f8d48a"], [0.65, "#e3efb2"], [1, "#77c9b8"]]  # all light
 COSTS = {
     "output": "relative error of its own output",
@@ -63,8 +64,15 @@ def qsnr(analysis: Analysis) -> tuple[Chart, Columns]:
                     name=f"{which} {view}",
                 )
             )
+    held = [t.z for t in figure.data if t.coloraxis == "coloraxis"]
+    known = [v for z in held for row in z for v in row if v is not None]
     figure.update_layout(
-        coloraxis={"colorscale": WARM_TO_COOL, "colorbar": _color_bar(len(names), "dB")},
+        coloraxis={
+            "colorscale": WARM_TO_COOL,
+            "colorbar": _color_bar(len(names), "dB"),
+            "cmin": min(known, default=0.0),
+            "cmax": min(LOUDEST_DB, max(known, default=1.0)),
+        },
         coloraxis2={
             "colorscale": "RdBu",
             "cmid": 0,
@@ -136,7 +144,7 @@ def plans(analysis: Analysis) -> tuple[Chart, Columns]:
 
 
 def _heading(plan: PlanFigures, analysis: Analysis) -> str:
-    """`5.02 bits`, and `chosen` or the format where there is but one."""
+    """`5.02 bits`, `chosen` before it."""
     said = "chosen, " if plan is analysis.chosen else ""
     return f"{said}{plan.effective_bits:.2f} bits"
 

@@ -72,6 +72,19 @@ def test_a_second_run_measures_nothing_again(state: Path) -> None:
         assert {left for name, left in stages if name == stage and left > 1} == set()
 
 
+def test_no_plan_is_measured_twice(state: Path) -> None:
+    asked = {"formats": FORMATS_TRIED, "effective_bits": 6.5}
+    stages: list[str] = []
+
+    def note(stage: str, _done: int, _total: int) -> None:
+        stages.append(stage)
+
+    first = compiled(state, **asked).manifest
+    assert compiled(state, **asked, progress=note).manifest.pareto == first.pareto
+    assert "sensitivity" in stages
+    assert "choose" not in stages
+
+
 def test_a_budget_of_kl_is_measured(state: Path) -> None:
     manifest = compiled(state, formats=FORMATS_TRIED, max_kl=0.01).manifest
     wider = compiled(state, formats=FORMATS_TRIED, max_kl=0.001).manifest
