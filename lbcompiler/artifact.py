@@ -184,6 +184,7 @@ class Manifest(Record):
     layers: list[LayerRecord]
     tuning: TuningRecord | None = None
     effective_bits: float | None = None
+    residual: str = ""
     pareto: list[ParetoRecord] = []
     totals: Totals
     parameters: list[str]

@@ -36,7 +36,7 @@ from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
-from lbcompiler.decisions.residual import residual_rotation
+from lbcompiler.decisions.residual import remembered, residual_rotation
 from lbcompiler.decisions.sensitivities import (
     Sensitivities,
     by_gradients,
@@ -151,6 +151,7 @@ class _Decider:
         self.smoothings: dict[str, Smoothing] = {}
         self.reordering: set[str] = set()
         self.residual: Rotation | None = None
+        self.about_residual = ""
         self.turned: set[str] = set()  # the layers that read or write it
 
     def _check_rotation(self) -> None:
@@ -184,11 +185,8 @@ class _Decider:
         """Groups whose input channels can have any order, for their outliers to stand together."""
         if self.config.outliers == OFF:
             return set()
-        return {
-            layer
-            for layer, reason in can_reorder(self.simulator.model.module).items()
-            if not reason
-        }
+        reasons = can_reorder(self.simulator.model.module)
+        return {layer for layer, reason in reasons.items() if not reason}
 
     def _statistics(self, key: list[Any]) -> Statistics:
         name = f"statistics-{_digest(key)}"
@@ -196,10 +194,11 @@ class _Decider:
 
     def _residual(self, statistics: Statistics) -> Statistics:
         """The residual stream rotated where it helps, and what its linears read then."""
-        name = f"residual-{_digest(self.key)}"
-        known = self.state.load_record(name)
-        if known is None:
-            found = residual_rotation(
+        found = remembered(
+            self.state,
+            f"residual-{_digest(self.key)}",
+            self.options.seed,
+            lambda: residual_rotation(
                 self.simulator,
                 self.parts,
                 statistics,
@@ -207,16 +206,14 @@ class _Decider:
                 self.options,
                 list(islice(self.judge, JUDGED)),
                 self.progress,
-            )
-            known = {"size": 0 if found is None else found.size}
-            self.state.save_record(name, known)
-        if not known["size"]:
+            ),
+        )
+        self.about_residual = found.said
+        if found.rotation is None:
             return statistics
-        self.residual = Rotation(int(known["size"]), self.config.hadamard_seed)
-        stream = stream_of(self.simulator.model.module)
-        self.turned = set(stream.layers())
-        turned = run((RotateResidual(self.residual),), self.simulator.model)
-        self.simulator = Simulator(turned)
+        self.residual = found.rotation
+        self.turned = set(stream_of(self.simulator.model.module).layers())
+        self.simulator = Simulator(run((RotateResidual(self.residual),), self.simulator.model))
         return self._statistics([*self.key, "residual"])
 
     def _smoothed(self, statistics: Statistics) -> Statistics:
@@ -364,6 +361,7 @@ class _Decider:
             self.smoothings,
             splits,
             self.residual,
+            self.about_residual,
             tuple(self._point(p) for p in front),
         )
 

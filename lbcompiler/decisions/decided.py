@@ -31,8 +31,8 @@ class ParetoPoint:
 @dataclass(frozen=True)
 class Decided:
     """decisions: by layer; weights: layer -> its codes, rows in their order in the source, columns
-    as the layer's split has them; residual: the rotation of the residual stream; pareto: few bits
-    first.
+    as the layer's split has them; residual: the rotation of the residual stream; about_residual:
+    why it is rotated or not, where that was asked; pareto: few bits first.
     """
 
     decisions: Mapping[str, Decision]
@@ -40,6 +40,7 @@ class Decided:
     smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
     splits: Mapping[str, Split] = field(default_factory=dict)
     residual: Rotation | None = None
+    about_residual: str = ""
     pareto: tuple[ParetoPoint, ...] = ()
 
     def codes(self, module: Any) -> dict[str, Callable[[], Quantized]]:

@@ -107,7 +107,9 @@ def test_a_rotation_that_helps_is_kept(fmt: str, quantizer: str, tmp_path: Path)
 
 @pytest.mark.parametrize("fmt", ["nvint4", "nvfp4", "mxfp4"])
 def test_a_rotation_that_hurts_is_dropped(fmt: str, tmp_path: Path) -> None:
-    assert reasons(compiled("sparse", tmp_path, format=fmt, rotate_residual="auto")) == [False] * 4
+    artifact = compiled("sparse", tmp_path, format=fmt, rotate_residual="auto")
+    assert reasons(artifact) == [False] * 4
+    assert artifact.manifest.residual.startswith("not rotated: the model loses")
 
 
 def test_what_helps_the_layers_and_not_the_model_is_dropped(tmp_path: Path) -> None:
