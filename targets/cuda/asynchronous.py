@@ -7,6 +7,7 @@ Addresses in shared memory are 32 bits, as `cvta` has them.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -17,24 +18,25 @@ SWIZZLE_128 = 3  # of CUtensorMap
 ATOM = 8 * 128  # bytes of eight rows, within which 16-byte pieces are swizzled
 
 
-def _statement(name: str, parameters: str, assembly: str, operands: str) -> Device:
+def statement(name: str, parameters: str, assembly: str, operands: str) -> Device:
+    """A device function that is one instruction without a result."""
     text = f"{_INLINE} void {name}({parameters}) {{ asm volatile("
     return Device(name, f'{text}"{assembly}" :: {operands} : "memory"); }}')
 
 
-INIT = _statement(
+INIT = statement(
     "lb_mbarrier_init",
     "unsigned b, int count",
     "mbarrier.init.shared::cta.b64 [%0], %1;",
     '"r"(b), "r"(count)',
 )
-ARRIVE = _statement(
+ARRIVE = statement(
     "lb_mbarrier_arrive",
     "unsigned b",
     "mbarrier.arrive.shared::cta.b64 _, [%0];",
     '"r"(b)',
 )
-EXPECT = _statement(
+EXPECT = statement(
     "lb_mbarrier_expect",
     "unsigned b, int bytes",
     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
@@ -51,13 +53,13 @@ FENCE_INIT = Device(
     f'{_INLINE} void lb_fence_init() {{ asm volatile("fence.mbarrier_init.release.cluster;" ::: '
     '"memory"); }',
 )
-COPY_BULK = _statement(
+COPY_BULK = statement(
     "lb_copy_bulk",
     "unsigned target, const void* source, int bytes, unsigned b",
     "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];",
     '"r"(target), "l"(source), "r"(bytes), "r"(b)',
 )
-COPY_TILE = _statement(
+COPY_TILE = statement(
     "lb_copy_tile",
     "unsigned target, unsigned long long map, int x, int y, int z, unsigned b",
     "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
@@ -130,13 +132,14 @@ def shared_address(pointer: Expr) -> Expr:
     return T.cuda.cvta_generic_to_shared(pointer)
 
 
-def tensor_map(x: Any, shape: Sequence[Expr], box: Sequence[int]) -> Expr:
-    """Host code: the CUtensorMap of a compact array of two-byte elements of rank 3, outermost
+def tensor_map(x: Any, shape: Sequence[Expr], box: Sequence[int], kind: str = "uint16") -> Expr:
+    """Host code: the CUtensorMap of a compact array of `kind` (uint8, uint16) of rank 3, outermost
     first, whose boxes are swizzled by 128 bytes.
     """
     held = T.Bind(T.tvm_stack_alloca("tensormap", 1))
     dims = [tirx.Cast("int64", d) if not isinstance(d, int) else d for d in reversed(shape)]
-    strides = [shape[2] * 2, shape[2] * shape[1] * 2]
+    size = np.dtype(kind).itemsize
+    strides = [shape[2] * size, shape[2] * shape[1] * size]
     T.evaluate(
         T.tensormap_encode_tiled(
             held,
@@ -147,7 +150,7 @@ def tensor_map(x: Any, shape: Sequence[Expr], box: Sequence[int]) -> Expr:
             1,
             1,
             1,
-            descriptor_dtype="uint16",
+            descriptor_dtype=kind,
             rank=3,
             swizzle=SWIZZLE_128,
         )

@@ -84,7 +84,8 @@ class LinearKernel:
     def name(self) -> str:
         """For the manifest and for symbols."""
         act = "bfloat16x2" if self.act is None else self.act.name
-        return f"{self.route}_{self.weight.name}_{act}_{self.arch.name}"
+        arch = self.arch.name.replace("+", "_")
+        return f"{self.route}_{self.weight.name}_{act}_{arch}"
 
     @property
     def packing(self) -> str:
@@ -116,6 +117,10 @@ class LinearKernel:
         if self.act is not None and self.act.has_tensor_scale:
             specs.append(((1,), "float32"))
         return specs
+
+    def quantized_shapes(self, m: Any, k: int) -> list[tuple[tuple[Any, ...], str]]:
+        """Of the activation operands, for M rows, which may be symbolic."""
+        return [((m, *shape), dtype) for shape, dtype in self.quantized_specs(k)]
 
     def gemm(
         self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: Config | None = None

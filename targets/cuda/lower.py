@@ -90,7 +90,9 @@ class _Lowering:
         if built is None:
             return [rows]
         m = rows.ty.shape.values[0]
-        types = [relax.TensorType([m, *shape], dtype) for shape, dtype in kernel.quantized_specs(k)]
+        types = [
+            relax.TensorType(list(shape), dtype) for shape, dtype in kernel.quantized_shapes(m, k)
+        ]
         out = scope.emit(relax.call_tir(built, [rows], types if len(types) > 1 else types[0]))
         if len(types) == 1:
             return [out]

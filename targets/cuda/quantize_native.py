@@ -12,19 +12,33 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats.scales import NAN_BYTE
 from lbcompiler.ir.rotation import Rotation
-from lbcompiler.targets.cuda.intrinsics import WARP, Device, Expr, Registers, bound, int64, kernel
+from lbcompiler.targets.cuda.intrinsics import (
+    WARP,
+    Device,
+    Expr,
+    Registers,
+    bound,
+    int64,
+    kernel,
+    let,
+)
 from lbcompiler.targets.cuda.intrinsics import launch as launched
 from lbcompiler.targets.cuda.layout_native import ROW, Pair
+from lbcompiler.targets.cuda.layout_tcgen05 import ATOM, ATOM_BLOCKS, COLUMNS, GROUP, LANES, atoms
 from lbcompiler.targets.cuda.quantize import EACH, MOST_WARPS, PIECE, Row, check_rotation
 from lbcompiler.targets.cuda.rounding import INFINITY, check_rule, code_of, code_of_scale, to_value
 
 
 @dataclass(frozen=True)
 class NativeQuantizer:
-    """x f32 (M, k) -> codes uint8 (M, 128 S), scales uint8 (M, ..)[, row scales f32 (M, 1)]."""
+    """x f32 (M, k) -> codes uint8 (M, 128 S), scales uint8[, row scales f32 (M, 1)].
+
+    Scales are (M, ..), or `is_tiled` (ceil(M / 128), .., 512) as layout_tcgen05.py has them.
+    """
 
     pair: Pair
     rotation: Rotation | None = None
+    is_tiled: bool = False
 
     def build(self, k: int, rule: str) -> Any:
         """The PrimFunc. ConfigError for a rule that searches and for a rotation it cannot do."""
@@ -36,14 +50,17 @@ class NativeQuantizer:
             m = tirx.Var("m", "int64")
             x = T.arg("x", T.buffer((m, k), "float32"))
             codes = T.arg("codes", T.buffer((m, depth * ROW), "uint8"))
-            scales = T.arg("scales", T.buffer((m, depth * self.pair.row_scales), "uint8"))
+            shape: tuple[Any, ...] = (m, depth * self.pair.row_scales)
+            if self.is_tiled:
+                shape = ((m + (GROUP - 1)) // GROUP, depth * atoms(self.pair), ATOM)
+            scales = T.arg("scales", T.buffer(shape, "uint8"))
             row_scales = None
             if fmt.has_tensor_scale:
                 row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
             size = depth * self.pair.depth
             warps = min(MOST_WARPS, size // PIECE)
             with launched([m], warps * WARP) as (place, thread):
-                row = _NativeRow(
+                row = (_TiledRow if self.is_tiled else _NativeRow)(
                     fmt, self.rotation, k, size, rule, x, row_scales, place[0], thread, warps
                 )
                 row.pair, row.codes, row.scales = self.pair, codes, scales
@@ -70,11 +87,24 @@ class _NativeRow(Row):
         first = tirx.EQ(self.lane % (fmt.block // EACH), 0)
         with T.If(first), T.Then():
             kept = bound(tirx.Select(start < self.k, byte, zero), "int32")
-            place = [self.row, int64(start // fmt.block)]
+            place = self._place_of_scale(let(start // fmt.block))
             T.buffer_store(self.scales, tirx.Cast("uint8", kept), place)
         size = EACH // self.pair.codes_of_byte
         place = self.codes.ptr_to([self.row, int64(start // self.pair.codes_of_byte)])
         _store(size, element.bits if size < EACH else 8).run(place, *codes)
+
+    def _place_of_scale(self, block: Expr) -> list[Expr]:
+        return [self.row, int64(block)]
+
+
+class _TiledRow(_NativeRow):
+    """Scales lie as tensor memory wants them (layout_tcgen05.py)."""
+
+    def _place_of_scale(self, block: Expr) -> list[Expr]:
+        row = let(int64(self.row) % GROUP)
+        lane, column = row % LANES, row // LANES
+        byte = lane * (COLUMNS * ATOM_BLOCKS) + column * ATOM_BLOCKS + int64(block) % ATOM_BLOCKS
+        return [int64(self.row) // GROUP, int64(block) // ATOM_BLOCKS, byte]
 
 
 def _store(size: int, bits: int) -> Device:

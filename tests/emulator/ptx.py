@@ -64,6 +64,26 @@ INSTRUCTIONS = {  # pattern -> what is called; a \1 stands for the pattern's gro
     r"m64n(\d+)k16\.f32\.bf16\.bf16 \{[%\d, ]+\}, \{[%\d, ]+\}, %\d+, p, 1, 1, 0; \}": r"wgmma<\1>",
     r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32 \d+;": "set_registers",
     _exactly("bar.sync %0, %1;"): "bar_sync",
+    _exactly(
+        "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;"
+    ): "tensor_allocate",
+    _exactly("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %0, %1;"): "tensor_free",
+    _exactly("tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;"): "tensor_relinquish",
+    r"tcgen05\.fence::(?:before|after)_thread_sync;": "tensor_fence",
+    _exactly("tcgen05.cp.cta_group::1.32x128b.warpx4 [%0], %1;"): "tensor_copy_32x128b",
+    _exactly(
+        "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];"
+    ): "tensor_commit",
+    **{
+        _exactly(
+            "{ .reg .pred p; setp.ne.b32 p, %6, 0; "
+            f"tcgen05.mma.cta_group::1.kind::{kind}.block_scale.scale_vec::{scales}X "
+            "[%0], %1, %2, %3, [%4], [%5], p; }"
+        ): f"tensor_multiply<{bits}, {scales}>"
+        for kind, bits, scales in (("mxf4nvf4", 4, 4), ("mxf4", 4, 2), ("mxf8f6f4", 8, 1))
+    },
+    r"tcgen05\.ld\.sync\.aligned\.32x32b\.x(\d+)\.b32 \{[%\d, ]+\}, \[%\d+\]; "
+    r"tcgen05\.wait::ld\.sync\.aligned;": r"tensor_load<\1>",
 }
 
 

@@ -65,13 +65,9 @@ inline void land_some() {
   barrier.settle();
 }
 
-inline void begin_block() {
+inline void begin_asynchronous() {
   mbarriers.clear(), bulks.clear();
   products.assign(block->fibers.size(), {});
-  on_schedule = land_some;
-}
-inline void end_block() {
-  if (!bulks.empty()) fail("a block ended with bulk copies under way");
 }
 
 inline void mbarrier_init(uint32_t address, int count) { mbarriers[address] = {count, count, 0, 0}; }
@@ -213,7 +209,11 @@ typedef uint64_t cuuint64_t;
 typedef uint32_t cuuint32_t;
 typedef int CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
     CUtensorMapFloatOOBfill;
-enum { CUDA_SUCCESS = 0, CU_TENSOR_MAP_DATA_TYPE_UINT16 = 1 };
+enum {
+  CUDA_SUCCESS = 0,
+  CU_TENSOR_MAP_DATA_TYPE_UINT8 = 0,
+  CU_TENSOR_MAP_DATA_TYPE_UINT16 = 1
+};
 inline CUresult cuGetErrorString(CUresult, const char**) { return CUDA_SUCCESS; }
 inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, int type, unsigned rank, const void* base,
                                        const cuuint64_t* dims, const cuuint64_t* strides,

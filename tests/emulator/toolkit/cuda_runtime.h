@@ -2,7 +2,7 @@
 #pragma once
 #include <tuple>
 
-#include "asynchronous.h"
+#include "tensor_memory.h"
 
 #define __global__
 #define __device__

@@ -54,7 +54,7 @@ def can_disassemble() -> bool:
 
 def kernels_of(functions: dict[str, Any], arch: Arch) -> tuple[dict[str, Kernel], str]:
     """Name -> instructions of every kernel of some PrimFuncs, and ptxas' words."""
-    text = cuda_text(functions, arch.name).partition(HOST_PART)[0]
+    text = cuda_text(functions, arch.device).partition(HOST_PART)[0]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "k.cu"), Path(folder, "k.cubin")
         source.write_text(text)

@@ -11,7 +11,7 @@ from lbcompiler.targets.cuda.arch import ARCHS, arch_named, archs_named, best_fo
         ((8, 6), {"sm_80", "sm_86"}),
         ((8, 9), {"sm_80", "sm_86", "sm_89"}),
         ((9, 0), {"sm_90", "sm_90a"}),
-        ((10, 0), {"sm_100a"}),
+        ((10, 0), {"sm_100a", "sm_100a+tcgen05"}),
         ((10, 3), set()),
         ((12, 0), {"sm_120a"}),
         ((7, 5), set()),
@@ -28,6 +28,8 @@ def test_which_code_runs_on_a_device(capability: tuple[int, int], runs: set[str]
         ((9, 0), "sm_90a,sm_90", "sm_90a"),
         ((9, 0), "sm_80,sm_90", "sm_90"),
         ((12, 0), "sm_80,sm_90a", None),
+        ((10, 0), "sm_100a+tcgen05,sm_80", "sm_100a+tcgen05"),
+        ((10, 0), "sm_100a+tcgen05,sm_100a", "sm_100a"),
     ],
 )
 def test_the_best_of_an_artifact(capability: tuple[int, int], named: str, best: str | None) -> None:
@@ -37,6 +39,13 @@ def test_the_best_of_an_artifact(capability: tuple[int, int], named: str, best: 
 
 def test_a_step_of_nvcc_for_each() -> None:
     assert arch_named("sm_90a").gencode == "arch=compute_90a,code=sm_90a"
+
+
+def test_kernels_that_nobody_has_run_are_not_taken_by_themselves() -> None:
+    chosen = best_for((10, 0))
+    assert chosen is not None
+    assert chosen.name == "sm_100a"
+    assert arch_named("sm_100a+tcgen05").gencode == chosen.gencode
 
 
 def test_rules_schedule_for_a_device_that_they_know() -> None:

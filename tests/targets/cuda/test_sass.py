@@ -73,6 +73,24 @@ def test_the_native_gemm_of_sm_120a(name, instruction) -> None:
     assert kernels["quantize_kernel"].has("LDG.E.128")
 
 
+@pytest.mark.parametrize(
+    ("name", "instruction"),
+    [("nvfp4", "UTCOMMA.4X"), ("mxfp4", "UTCOMMA"), ("mxfp8", "UTCQMMA")],
+)
+def test_the_native_gemm_of_sm_100a(name, instruction) -> None:
+    kernel = kernel_for(FORMATS[name], FORMATS[name], arch_named("sm_100a+tcgen05"))
+    kernels, said = kernels_of({"gemm": kernel.gemm(N, K, bias=True, epilogue="gelu")}, kernel.arch)
+    check(kernels, said)
+    assert set(kernels) == {"gemm_kernel", "gemm_kernel_1", "gemm_kernel_2"}
+    for one in kernels.values():
+        assert one.has(instruction)
+        assert one.has("UTCCP", "4x32dp128bit")  # scales to tensor memory
+        assert one.has("UTMALDG.3D")
+        assert one.has("UBLKCP")
+        assert one.has("LDTM")
+        assert not one.has("HMMA")
+
+
 def test_quantization_loads_sixteen_bytes() -> None:
     arch = arch_named("sm_80")
     functions = {

@@ -1,0 +1,135 @@
+"""A linear that sm_100a multiplies by `tcgen05` (gemm_tcgen05.py), for those who ask for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import Quantized
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.targets.cuda.gemm_tcgen05 import Tiled, Tokens, emit_tcgen05
+from lbcompiler.targets.cuda.intrinsics import kernel
+from lbcompiler.targets.cuda.layout import Array, canonical
+from lbcompiler.targets.cuda.layout_native import ROW, Pair, rows_of_bytes
+from lbcompiler.targets.cuda.layout_tcgen05 import ATOM, GROUP, atoms, pack_scales, pair_of
+from lbcompiler.targets.cuda.linear_kernel import Config, Spec
+from lbcompiler.targets.cuda.native_kernel import NativeKernel
+from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.quantize_native import NativeQuantizer
+
+FEW = 16
+DEEPEST = 8  # ring
+
+
+@dataclass(frozen=True)
+class Tcgen05Kernel(NativeKernel):
+    """A block takes 16 rows of x over `few_stages` if that is all, 128 over `stages`, and `tokens`
+    over `wide_stages` if there are more.
+    """
+
+    @property
+    def pair(self) -> Pair:
+        pair = pair_of(self.weight, self.act)
+        if pair is None:
+            raise ConfigError(f"no instruction multiplies the formats of {self.name}")
+        return pair
+
+    @property
+    def packing(self) -> str:
+        return "tensor_memory"
+
+    @property
+    def quantizer(self) -> str:
+        return f"{super().quantizer}_tensor_memory"
+
+    def quantize(self, k: int, scale_rule: str, rotation: Rotation | None = None) -> Any:
+        """PrimFunc(x f32 (M, k), codes, scales[, row scales f32 (M, 1)])."""
+        return NativeQuantizer(self.pair, rotation, is_tiled=True).build(k, scale_rule)
+
+    def quantized_specs(self, k: int) -> list[Spec]:
+        """The second operand has a row for each 128 of x."""
+        specs = super().quantized_specs(k)
+        specs[1] = ((self.pair.depths(k) * atoms(self.pair), ATOM), "uint8")
+        return specs
+
+    def quantized_shapes(self, m: Any, k: int) -> list[tuple[tuple[Any, ...], str]]:
+        shapes = super().quantized_shapes(m, k)
+        (_, *rest), dtype = shapes[1]
+        shapes[1] = (((m + (GROUP - 1)) // GROUP, *rest), dtype)
+        return shapes
+
+    def gemm(
+        self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: Config | None = None
+    ) -> Any:
+        chosen, pair = config or self.default_config(n, k), self.pair
+        self._check(chosen)
+        few, some, many = _launches(chosen)
+        with kernel() as builder:
+            m = tirx.Var("m", "int64")
+            x = Tiled.declare("x", pair, m, k)
+            has_scale = self.weight.has_tensor_scale
+            row_scales = T.arg("row_scales", T.buffer((m, 1), "float32")) if has_scale else None
+            weights = Tiled.declare("w", pair, n, k)
+            output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
+            with T.If(m <= few.count):
+                with T.Then():
+                    emit_tcgen05(few, x, weights, output)
+                with T.Else(), T.If(m <= some.count):
+                    with T.Then():
+                        emit_tcgen05(some, x, weights, output)
+                    with T.Else():
+                        emit_tcgen05(many, x, weights, output)
+        return builder.get()
+
+    def default_config(self, n: int, k: int) -> Config:
+        """The deepest rings that fit."""
+
+        def deepest(count: int) -> int:
+            return next(
+                stages
+                for stages in range(DEEPEST, 0, -1)
+                if Tokens(count, stages).shared_bytes(self.pair) <= self.arch.block_shared
+            )
+
+        tokens = 2 * GROUP
+        few, some, many = (deepest(count) for count in (FEW, GROUP, tokens))
+        return Config(GROUP, GROUP, 1, 4, some, 4, few, tokens, many)
+
+    def _shared_bytes(self, config: Config) -> int:
+        return max(tokens.shared_bytes(self.pair) for tokens in _launches(config))
+
+    def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
+        if m <= FEW:
+            return {"few_stages": (4, 6, 8)}
+        if m <= GROUP:
+            return {"stages": (2, 4, 6)}
+        return {"tokens": (GROUP, 2 * GROUP), "wide_stages": (2, 3, 4)}
+
+    def packed_specs(self, n: int, k: int) -> list[Spec]:
+        depth = self.pair.depths(k)
+        specs: list[Spec] = [
+            ((n, depth * ROW), "uint8"),
+            ((-(-n // GROUP), depth * atoms(self.pair), ATOM), "uint8"),
+        ]
+        return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
+
+    def pack(self, weight: Quantized) -> tuple[Array, ...]:
+        w, pair = canonical(weight, self.weight), self.pair
+        packed = (
+            rows_of_bytes(w.codes, pair),
+            pack_scales(w.scales, pair, w.codes.shape[1]),
+        )
+        if w.tensor_scale is None:
+            return packed
+        return (*packed, np.asarray(w.tensor_scale, np.float32).reshape(1))
+
+
+def _launches(config: Config) -> tuple[Tokens, Tokens, Tokens]:
+    return (
+        Tokens(FEW, config.few_stages),
+        Tokens(GROUP, config.stages),
+        Tokens(config.tokens, config.wide_stages),
+    )
