@@ -29,7 +29,8 @@ from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
 from lbcompiler.files import unfinished
-from lbcompiler.frontend import hash_of, import_model, kind_of
+from lbcompiler.frontend import import_model, kind_of
+from lbcompiler.ir.digest import digest_of
 from lbcompiler.ir.dump import Dump, dump_into, no_dump
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.rotation import Rotation
@@ -274,7 +275,7 @@ def measured(
     if data is None:
         data = config.calibration_data or config.calibration
     observed = run(OBSERVE, imported)
-    identity = {"model": hash_of(source) or "in memory", "inputs": json.dumps(config.inputs)}
+    identity = {"inputs": json.dumps(config.inputs), "model": digest_of(imported)}
     rules = (target.activation_rules for target in targets_named(config.target))
     return decide(
         observed,

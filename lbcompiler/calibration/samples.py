@@ -33,13 +33,13 @@ VALUES_AT_ONCE = 512  # of the first input: a text of 512 tokens, or a picture
 
 @dataclass(frozen=True)
 class Samples:
-    """Batches that may be gone through again; `count` of them, None where nobody knows.
+    """`count` batches that may be gone through again.
 
-    `fingerprint` tells whether other data is the same: of arrays their hash, else a name."""
+    `fingerprint` tells whether other data is the same: a hash of the numbers, or their seed."""
 
     name: str
     fingerprint: str
-    count: int | None
+    count: int
     open: Callable[[], Iterator[Feeds]]
 
     def __iter__(self) -> Iterator[Feeds]:
@@ -59,10 +59,10 @@ def read_samples(
     if said == RANDOM:
         return _random(inputs, dims, limit or RANDOM_SAMPLES, indexed or {})
     if not isinstance(said, (str, os.PathLike)):
-        return _iterated("an iterator", lambda: iter(said), inputs, limit)
+        return _iterated("an iterator", said, inputs, limit)
     path = Path(said)
     if not path.exists() and ":" in str(said):
-        return _iterated(str(said), lambda: iter(_function(str(said))()), inputs, limit)
+        return _iterated(str(said), _function(str(said))(), inputs, limit)
     feeds = bind(read_arrays(path), inputs, said)
     checked = {port.name: _checked(feeds[port.name], port, said) for port in inputs}
     first = checked[inputs[0].name]
@@ -72,7 +72,7 @@ def read_samples(
 
 
 def _iterated(
-    name: str, source: Callable[[], Iterator[Any]], inputs: Sequence[Port], limit: int | None
+    name: str, source: Iterable[Any], inputs: Sequence[Port], limit: int | None
 ) -> Samples:
     def batch(item: Any) -> Feeds:
         if not isinstance(item, Mapping):
@@ -80,16 +80,10 @@ def _iterated(
         feeds = bind({key: np.asarray(value) for key, value in item.items()}, inputs, name)
         return {port.name: _checked(feeds[port.name], port, name) for port in inputs}
 
-    held: list[Feeds] = []  # an iterator cannot be gone through twice
-
-    def run() -> Iterator[Feeds]:
-        if not held:
-            held.extend(batch(item) for item in islice(source(), limit))
-        if not held:
-            raise InputError(f"{name} gives no calibration data")
-        return iter(held)
-
-    return Samples(name, name, None, run)
+    held = [batch(item) for item in islice(source, limit)]  # it cannot be gone through twice
+    if not held:
+        raise InputError(f"{name} gives no calibration data")
+    return Samples(name, _hash(held), len(held), lambda: iter(held))
 
 
 def _function(said: str) -> Callable[[], Iterable[Any]]:
@@ -175,7 +169,7 @@ def held_out(samples: Samples) -> tuple[Samples, Samples]:
     def part(judges: bool) -> Callable[[], Iterator[Feeds]]:
         return lambda: (feeds for i, feeds in enumerate(samples) if _judges(i, total) == judges)
 
-    total = samples.count if samples.count is not None else sum(1 for _ in samples)
+    total = samples.count
     if total < 2:
         return samples, samples
     judging = sum(_judges(i, total) for i in range(total))

@@ -41,6 +41,16 @@ def test_the_fingerprint_is_of_the_numbers(tmp_path: Path) -> None:
     assert first != other
 
 
+def test_what_is_iterated_has_a_fingerprint_of_its_numbers() -> None:
+    named = "tests.calibration.test_samples:feeds"
+    whole = read_samples(named, IDS, DIMS)
+    same, fewer = read_samples(feeds(), IDS, DIMS), read_samples(named, IDS, DIMS, limit=3)
+    other = read_samples([{"input_ids": np.full((1, 4), 9)}] * 5, IDS, DIMS)
+    assert (whole.count, fewer.count) == (5, 3)
+    assert whole.fingerprint == same.fingerprint
+    assert len({whole.fingerprint, fewer.fingerprint, other.fingerprint}) == 3
+
+
 def test_a_function_yields_batches() -> None:
     found = read_samples("tests.calibration.test_samples:feeds", IDS, DIMS)
     assert [int(b["input_ids"][0, 0]) for b in found] == [0, 1, 2, 3, 4]

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import lbcompiler
 from lbcompiler.compiler import measured, planned
@@ -110,6 +112,16 @@ def test_a_state_of_another_model_is_refused(state: Path) -> None:
     compiled(state, format="mxint8")
     with pytest.raises(ArtifactError, match="another inputs"):
         compiled(state, format="mxint8", inputs={"input_ids": "1x32"})
+
+
+def test_a_state_of_another_model_in_memory_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(MODEL)
+    said = {"calibration_data": CALIBRATION, "exclude": "head", "format": "mxint8"}
+    lbcompiler.compile(model, "cpu", work=Work(tmp_path / "s", jobs=1), **said)
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), weight.name))
+    with pytest.raises(ArtifactError, match="another model"):
+        lbcompiler.compile(model, "cpu", work=Work(tmp_path / "s", jobs=1), **said)
 
 
 def test_deciding_needs_data() -> None:
