@@ -37,6 +37,7 @@ def assign(costs: Table, loads: Table, limit: float) -> list[int] | None:
         return None
     cost, load = np.where(allowed, cost, 0.0), np.where(allowed, load, 0.0)
     scale = max(np.abs(cost).max(), 1e-300)
+    unit = min(1.0, limit) if limit > 0 else 1.0  # HiGHS keeps a bound within 1e-6, in its unit
     tie = GAP * load / max(load.max(), 1e-300) / max(1, len(sizes))
     one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
     with _silent_stdout():
@@ -46,7 +47,7 @@ def assign(costs: Table, loads: Table, limit: float) -> list[int] | None:
             bounds=Bounds(0, allowed.astype(float)),
             constraints=[
                 LinearConstraint(one_each, 1, 1),
-                LinearConstraint(load[None], -np.inf, _most(limit)),
+                LinearConstraint(load[None] / unit, -np.inf, _most(limit) / unit),
             ],
             options={"mip_rel_gap": GAP},
         )

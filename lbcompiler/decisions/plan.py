@@ -5,21 +5,21 @@ the exact program (assignment.py) and for nothing else: its plan is measured bes
 one that keeps within the budget, and then options that the program held for nearly as good are
 tried in their place, one after the other, each kept only where the model gets better."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lbcompiler.config import FLOAT
 from lbcompiler.decisions.assignment import assign, fits, front, total
 from lbcompiler.decisions.candidates import Solution
-from lbcompiler.decisions.measure import Divergence
+from lbcompiler.decisions.measure import FLOOR, Divergence
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import format_named
 
 FLOAT_BITS = 32.0
 TRIES = 16  # of the greedy check
 NEAR = 1.5  # times the chosen option's cost: what the check tries
-TIGHTER = 0.7  # of a limit that the measured model did not keep, at least
-ROUNDS = 8  # of tightening
+ROUNDS = 8  # of plans whose measured value says what the next one may cost
 POINTS = 9  # of the front
 
 
@@ -148,25 +148,44 @@ class Planner:
         return best
 
     def cheapest(self, limit: float, value: Value, unit: str) -> Plan:
-        """The plan of fewest bits whose measured `value` is at most `limit`."""
-        bits, costs, allowed = self.table.weight_bits, self.table.costs, limit
-        for _ in range(ROUNDS):
+        """The plan of fewest bits, of those measured, whose measured `value` is at most `limit`.
+
+        Costs may be in any unit: what the next plan may cost is scaled by what the last was
+        measured to reach, between a cost that kept the limit and one that did not."""
+        bits, costs = self.table.weight_bits, self.table.costs
+        low, high, allowed = 0.0, sum(map(max, costs)), self._start(limit, value)
+        for _ in range(ROUNDS if allowed else 0):
+            allowed = allowed if low < allowed < high else math.sqrt(low * high) or high
             picked = assign(bits, costs, allowed)
             if picked is None:
-                break
-            plan = self.measured(picked)
-            reached = value(plan.divergence)
-            if reached <= limit:
-                return plan
-            allowed *= min(TIGHTER, limit / reached)
-        least = self.measured([min(range(len(r)), key=r.__getitem__) for r in costs])
-        if value(least.divergence) <= limit:
-            return least
+                low, allowed = allowed, 2 * allowed
+                continue
+            reached = value(self.measured(picked).divergence)
+            low, high = (allowed, high) if reached <= limit else (low, allowed)
+            allowed *= limit / max(reached, FLOOR)
+        plans = list(map(self.measured, self._known))
+        keeping = [plan for plan in plans if value(plan.divergence) <= limit]
+        if keeping:
+            return min(keeping, key=lambda plan: (plan.effective_bits, plan.divergence.cost))
+        best = min(value(plan.divergence) for plan in plans)
         raise ConfigError(
-            f"no choice of these formats reaches {unit}: the best of them gives "
-            f"{value(least.divergence):.4g} where {limit:.4g} was asked; ask for that, or offer "
-            "wider formats (--formats ...,mxint8,float)"
+            f"no choice of these formats reaches {unit}: the best of them gives {best:.4g} where "
+            f"{limit:.4g} was asked; ask for that, or offer wider formats "
+            "(--formats ...,mxint8,float)"
         )
+
+    def _start(self, limit: float, value: Value) -> float:
+        """The cost that would reach `limit`, by the measured plan that comes nearest; 0 where no
+        plan costs anything. Whatever else is to be measured of the table is measured first."""
+        costs = self.table.costs
+        value(self.measured([row.index(min(row)) for row in costs]).divergence)
+        self.front()
+        known = [(total(costs, picked), value(found)) for picked, found in self._known.items()]
+        usable = [(cost, reached) for cost, reached in known if cost > 0 and reached > 0]
+        if not usable:
+            return 0.0
+        cost, reached = min(usable, key=lambda pair: abs(math.log(pair[1] / limit)))
+        return cost * limit / reached
 
     def front(self) -> list[Plan]:
         """Measured plans from few bits to many, each better than those before it."""

@@ -1,0 +1,72 @@
+"""Plans of the fewest bits within a measured limit, whatever unit the costs are in."""
+
+from collections.abc import Callable, Mapping
+from itertools import product
+
+import numpy as np
+import pytest
+
+from lbcompiler.decisions.budgets import within_budget
+from lbcompiler.decisions.candidates import Choice, Solution
+from lbcompiler.decisions.measure import Divergence
+from lbcompiler.decisions.plan import Option, Planner, Table, bits_of
+from lbcompiler.errors import ConfigError
+
+FORMATS = ("nvfp4", "mxfp6", "mxint8")
+GROUPS = 6
+LOSSES = np.random.default_rng(3).uniform(0.2, 2.0, (GROUPS, 1)) * [[0.1, 0.02, 0.001]]  # nats
+LIMITS = [0.5, 0.2, 0.05, 0.01]
+
+
+def solution(fmt: str, loss: float) -> Solution:
+    return Solution(Choice(fmt, fmt, "", "floor"), loss, 0.0)
+
+
+def table(unit: Callable[[float], float]) -> Table:
+    """Each solution's error is what it really costs; an option's cost says it in some unit."""
+    options = {
+        f"group {g}": [
+            Option(solution(fmt, float(loss)), unit(float(loss)), bits_of(fmt), bits_of(fmt))
+            for fmt, loss in zip(FORMATS, row, strict=True)
+        ]
+        for g, row in enumerate(LOSSES)
+    }
+    return Table(options, dict.fromkeys(options, 1))
+
+
+def measured(chosen: Mapping[str, Solution]) -> Divergence:
+    kl = sum(s.error for s in chosen.values())
+    return Divergence(kl / 7, kl)
+
+
+def fewest(limit: float) -> float:
+    """Bits of the best of all plans, by trying them."""
+    bits = np.array([bits_of(fmt) for fmt in FORMATS])
+    return min(
+        bits[list(plan)].mean()
+        for plan in product(range(len(FORMATS)), repeat=GROUPS)
+        if LOSSES[range(GROUPS), plan].sum() <= limit
+    )
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("scale", [1e-6, 0.001, 1.0, 1000.0])
+def test_the_unit_of_costs_does_not_matter(limit: float, scale: float) -> None:
+    plan = within_budget(Planner(table(lambda loss: scale * loss), measured), "max_kl", limit)
+    assert plan.divergence.kl is not None
+    assert plan.divergence.kl <= limit
+    assert plan.effective_bits == pytest.approx(fewest(limit))
+
+
+def test_a_plan_that_was_measured_is_not_forgotten() -> None:
+    """Costs that say the opposite of the truth never lead to the uniform plan that fits."""
+    limit = float(LOSSES[:, 1].sum())
+    plan = within_budget(Planner(table(lambda loss: 1 / loss), measured), "max_kl", limit)
+    assert plan.effective_bits <= bits_of(FORMATS[1])
+
+
+def test_a_limit_beyond_all_says_the_best() -> None:
+    best = float(LOSSES[:, -1].sum())
+    planner = Planner(table(lambda loss: 1000 * loss), measured)
+    with pytest.raises(ConfigError, match=rf"best of them gives {best:.4g} where"):
+        within_budget(planner, "max_kl", best / 2)
