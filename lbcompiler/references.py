@@ -147,7 +147,7 @@ class TorchReference:
 
         kept: dict[str, Array] = {}
 
-        def keep(name: str, value: Any) -> None:
+        def keep(name: str, value: Any, _bias: Any) -> None:
             kept[name] = _to_numpy(value)
 
         call = _tapping(self._module, self._taps, keep) if self._taps else self._module.forward
@@ -157,15 +157,16 @@ class TorchReference:
             name: _to_numpy(value) for name, value in zip(self.outputs, result, strict=True)
         }
 
-    def graded(self, feeds: Mapping[str, Array]) -> tuple[list[Any], dict[str, Any]]:
-        """The outputs, and the taps by name, as tensors: once something made of the outputs was
-        differentiated, `grad` of a tap holds its gradient. Raises InputError.
+    def graded(self, feeds: Mapping[str, Array]) -> tuple[list[Any], dict[str, tuple[Any, Any]]]:
+        """The outputs, and (value, bias that it holds or None) of the taps by name, as tensors:
+        once something made of the outputs was differentiated, `grad` of a value holds its gradient.
+        Raises InputError.
         """
         self._module.requires_grad_(False)
-        kept: dict[str, Any] = {}
+        kept: dict[str, tuple[Any, Any]] = {}
 
-        def keep(name: str, value: Any) -> None:
-            kept[name] = value
+        def keep(name: str, value: Any, bias: Any) -> None:
+            kept[name] = value, bias
             if value.requires_grad:
                 value.retain_grad()
             else:
@@ -197,20 +198,30 @@ class TorchReference:
 
 
 def _tapping(
-    module: Any, taps: frozenset[str], keep: Callable[[str, Any], None]
+    module: Any, taps: frozenset[str], keep: Callable[[str, Any, Any], None]
 ) -> Callable[..., Any]:
-    """`module` node by node, with the values of `taps` given to `keep`, by name."""
+    """`module` node by node; of `taps`, `keep` is given the name, the value and its bias."""
     import torch
 
     class Tapping(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
         def run_node(self, node: Any) -> Any:
             value = super().run_node(node)
             if node.name in taps:
-                keep(node.name, value)
+                keep(node.name, value, _bias(node.target, *self.fetch_args_kwargs_from_env(node)))
             return value
 
     run: Callable[..., Any] = Tapping(module).run
     return run
+
+
+def _bias(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The bias that a linear or a convolution adds, None for none and for any other operator."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return None
+    names = [argument.name for argument in schema.arguments]
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return given.get("self" if schema.name == "aten::addmm" else "bias")
 
 
 def _to_numpy(value: Any) -> Array:

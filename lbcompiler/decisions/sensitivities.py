@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lbcompiler.calibration.state import State
 from lbcompiler.decisions.candidate_store import Solutions
 from lbcompiler.decisions.measure import Divergence, Measurement
+from lbcompiler.errors import ConfigError
 from lbcompiler.pipeline import Progress
 
 Sensitivities = dict[str, list[Divergence]]  # by group, in the order of its solutions
@@ -56,12 +57,20 @@ def by_gradients(
     progress: Progress,
 ) -> Sensitivities:
     """To second order. `parts` are the layers of a group; `gradients` says what each layer's error
-    costs, and is asked where record `name` of the state does not say it."""
+    costs, and is asked where record `name` of the state does not say it.
+
+    Raises ConfigError for a layer that it says nothing of."""
     known = state.load_record(name)
     if known is None:
         progress("sensitivity", 0, 1)
         known = gradients()
         state.save_record(name, known)
         progress("sensitivity", 1, 1)
-    weights = {g: sum(known.get(layer, 0.0) for layer in part) for g, part in parts.items()}
+    unknown = [layer for part in parts.values() for layer in part if layer not in known]
+    if unknown:
+        raise ConfigError(
+            f"sensitivity fisher cannot judge layer {unknown[0]!r}: no gradient of the model's "
+            "output reaches it; leave it in float with --exclude, or choose sensitivity model"
+        )
+    weights = {g: sum(known[layer] for layer in part) for g, part in parts.items()}
     return {g: [Divergence(weights[g] * s.error) for s in row] for g, row in solutions.items()}

@@ -94,17 +94,90 @@ class Sum(torch.nn.Module):
 
 
 def test_without_logits_it_is_noise_over_signal() -> None:
-    """Of a sum y1 + y2 / 10 the output's noise is e ||y1||^2, and e ||y2||^2 / 100."""
+    """Of a sum y1 + y2 / 10 the output's noise is e ||y1||^2, and e ||y2||^2 / 100, both without
+    their biases.
+    """
     model = Sum().eval()
     x = torch.randn((256, 16), generator=torch.Generator().manual_seed(0))
     program = torch.export.export(model, (x,))
     found = fisher(program, import_model(program, {}).layers, [{"x": x.numpy()}])
     with torch.no_grad():
         y = model(x).square().sum()
-        parts = {"first": model.first(x), "second": 0.1 * model.second(x)}
+        parts = {"first": x @ model.first.weight.T, "second": 0.1 * x @ model.second.weight.T}
     for name, part in parts.items():
         # every gradient is a sign (or a tenth of one) over the signal: nothing is left to chance
         assert found[name] == pytest.approx(float(part.square().sum() / y), rel=1e-4)
+
+
+class Watched(Words):
+    """Gives what one of its layers says as well."""
+
+    def forward(self, input_ids: Any) -> Any:
+        x = self.embed(input_ids)
+        loud, quiet = self.loud(x), self.quiet(0.5 * x)
+        return self.head(torch.tanh(loud) + 0.05 * torch.tanh(quiet)), loud
+
+
+def test_beside_logits_no_other_output_counts(model: Any) -> None:
+    watched = Watched().eval()
+    watched.load_state_dict(model.state_dict())
+    program, plain = exported(watched), exported(model)
+    expected = fisher(plain, import_model(plain, {}).layers, [feeds(1)])
+    found = fisher(program, import_model(program, {}).layers, [feeds(1)])
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_bias_is_no_error_of_the_layer(kind: str) -> None:
+    """Errors are relative to x W^T; the noise that they make is so to an output with the bias."""
+    layer = torch.nn.Linear(16, 16) if kind == "linear" else torch.nn.Conv2d(4, 16, 3)
+    layer.bias.data += 3.0
+    shape = (64, 16) if kind == "linear" else (8, 4, 6, 6)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Sequential(layer).eval()
+    program = torch.export.export(model, (x,))
+    (name,) = program.graph_signature.user_inputs
+    (found,) = fisher(program, import_model(program, {}).layers, [{name: x.numpy()}]).values()
+    with torch.no_grad():
+        y = model(x)
+        product = y - layer.bias.reshape(-1, *[1] * (y.dim() - 2))
+    # every gradient is a sign over the norm of y
+    expected = float(product.square().sum() / y.square().sum())
+    assert expected < 0.5
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+class Counted(torch.nn.Module):
+    """What `side` says is rounded before it comes to the output: no gradient passes."""
+
+    def __init__(self, *, only: bool) -> None:
+        super().__init__()
+        self.main, self.side, self.only = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32), only
+
+    def forward(self, x: Any) -> Any:
+        side = (self.side(x) > 0).float()
+        return side if self.only else self.main(x) + side
+
+
+@pytest.mark.parametrize(
+    ("only", "said"),
+    [
+        (False, "cannot judge layer 'side'.*--exclude"),
+        (True, "none of the model's outputs has one"),
+    ],
+)
+def test_what_has_no_gradient_is_told(only: bool, said: str, tmp_path: Path) -> None:
+    x = torch.randn((8, 32), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match=said):
+        lbcompiler.compile(
+            torch.export.export(Counted(only=only).eval(), (x,)),
+            "cpu",
+            formats=("nvfp4", "mxint8"),
+            effective_bits=6.5,
+            sensitivity="fisher",
+            calibration_data=[{"x": x.numpy()}] * 2,
+            work=Work(tmp_path, jobs=1),
+        )
 
 
 def test_a_budget_is_spent_by_it(model: Any, tmp_path: Path) -> None:
