@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 Array = NDArray[Any]
 HELD_OUT_RESIDUE = 6
@@ -68,8 +67,10 @@ def phrases(count: int) -> list[str]:
     return found
 
 
-def line_image(phrase: str, size: int = 32) -> Image.Image:
+def line_image(phrase: str, size: int = 32) -> Any:
     """Black on white in Pillow's own TrueType font, LINE_HEIGHT pixels high."""
+    from PIL import Image, ImageDraw, ImageFont  # of models/requirements.txt
+
     font = ImageFont.load_default(size)
     width = int(font.getlength(phrase)) + 24
     image = Image.new("RGB", (width, LINE_HEIGHT), "white")
@@ -77,8 +78,10 @@ def line_image(phrase: str, size: int = 32) -> Image.Image:
     return image
 
 
-def page_image(lines: list[str], height: int, width: int) -> Image.Image:
+def page_image(lines: list[str], height: int, width: int) -> Any:
     """Lines of text at different sizes on a light page, for detection."""
+    from PIL import Image, ImageDraw, ImageFont
+
     image = Image.new("RGB", (width, height), (240, 238, 230))
     draw, top = ImageDraw.Draw(image), 16
     for number, line in enumerate(lines):
@@ -88,7 +91,7 @@ def page_image(lines: list[str], height: int, width: int) -> Image.Image:
     return image
 
 
-def normalized(image: Image.Image) -> Array:
+def normalized(image: Any) -> Array:
     """(3, H, W) float32 in -1 ... 1, in the channel order BGR that PaddleOCR reads."""
     pixels = np.asarray(image, np.float32)[:, :, ::-1].transpose(2, 0, 1)
     return np.ascontiguousarray((pixels / 255 - 0.5) / 0.5)

