@@ -7,7 +7,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from lbcompiler.errors import ConfigError
 from lbcompiler.ir.dump import Dump
 from lbcompiler.ir.model import Dim
 from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
@@ -59,14 +58,8 @@ def _build(
     isa: Isa, module: Any, dims: Sequence[Dim], files: Files, dump: Dump
 ) -> Sequence[KernelUse]:
     from lbcompiler.targets.cpu.build import build
+    from lbcompiler.targets.virtual_machine import link
 
     executable = build(module, isa.tvm_target(), dims, dump)
-    try:
-        executable.export_library(str(files.library))
-    except Exception as error:  # the linker's, under several names
-        raise ConfigError(
-            f"the generated code could not be linked into {files.library.name}: "
-            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
-            "compiler? lbc doctor looks"
-        ) from None
+    link(executable, files.library)
     return ()

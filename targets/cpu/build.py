@@ -20,7 +20,7 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.targets.cpu.keep_apart import KeepApart
 from lbcompiler.targets.cpu.legalize import KEPT, LEGALIZATIONS
 from lbcompiler.targets.cpu.schedule import schedule_module
-from lbcompiler.targets.cpu.share_views import ShareViews
+from lbcompiler.targets.virtual_machine import bound_dimensions, plan_memory
 
 # TVM's default for schedulable functions without what serves GPUs, without its common subexpression
 # elimination (LLVM does it, and faster), and without CompactBufferAllocation, which fails on the
@@ -69,18 +69,6 @@ def _tir_pipeline() -> tuple[Any, Any, Any]:
     return passes, host, device
 
 
-def bound_dimensions(module: Any, dims: Sequence[Dim]) -> Any:
-    """Say how large each dynamic dimension may grow, so that the memory plan can be made now."""
-    upper = {dim.name: dim.high for dim in dims if dim.high is not None}
-    if not upper:
-        return module
-    bounded = module.clone() if hasattr(module, "clone") else module
-    for variable, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            bounded.update_func(variable, function.with_attr("tir_var_upper_bound", upper))
-    return bounded
-
-
 def lower_to_kernels(module: Any, isa_target: Any) -> Any:
     """Relax ops -> calls of fused PrimFuncs, not yet scheduled; equal functions are one."""
     passes = [
@@ -115,22 +103,8 @@ def build(
         dump("fused", module)
         module = schedule_module(module, isa_target)
         dump("scheduled", module)
-        passes = [
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            ShareViews,
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),  # of what the last one has added
-            relax.transform.AttachGlobalSymbol(),
-        ]
         with isa_target:
-            module = tvm.transform.Sequential(passes)(module)
+            module = plan_memory(module)
             dump("planned", module)
             return tvm.compile(
                 module, target=isa_target, relax_pipeline=None, tir_pipeline=tir_pipeline()

@@ -15,11 +15,8 @@ from typing import Any
 import tvm
 from tvm import relax, s_tir, tirx
 
-from lbcompiler.errors import ConfigError
 from lbcompiler.ir.dump import Dump, no_dump
 from lbcompiler.ir.model import Dim
-from lbcompiler.targets.cpu.build import bound_dimensions
-from lbcompiler.targets.cpu.share_views import ShareViews
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.cache import compile_all
 from lbcompiler.targets.cuda.codegen import generate, is_schedulable
@@ -27,6 +24,7 @@ from lbcompiler.targets.cuda.device_code import DeviceCode
 from lbcompiler.targets.cuda.legalize import KEPT, LEGALIZATIONS
 from lbcompiler.targets.cuda.schedule import schedule_module
 from lbcompiler.targets.cuda.toolchain import find_nvcc
+from lbcompiler.targets.virtual_machine import bound_dimensions, link, plan_memory
 
 
 def build(
@@ -44,14 +42,7 @@ def build(
     nvcc = find_nvcc()
     nvcc.check(arch)  # before the work, not behind it
     executable, kernels = generate(lowered(module, arch, dims, dump), arch.tvm_target)
-    try:
-        executable.export_library(str(library))
-    except Exception as error:  # the linker's, under several names
-        raise ConfigError(
-            f"the generated code could not be linked into {library.name}: "
-            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
-            "compiler? lbc doctor looks"
-        ) from None
+    link(executable, library)
     return DeviceCode.of(kernels, compile_all([k.source for k in kernels], arch, nvcc), arch)
 
 
@@ -88,25 +79,11 @@ def lowered(module: Any, arch: Arch, dims: Sequence[Dim] = (), dump: Dump = no_d
         RewriteReshapes,  # reads the loops that scheduling takes away
         relax.transform.DeadCodeElimination(),
     ]
-    plans = [
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        ShareViews,
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),  # of what the last one has added
-        relax.transform.AttachGlobalSymbol(),
-    ]
     with tvm.transform.PassContext(opt_level=3), arch.schedule_target:
         module = tvm.transform.Sequential(passes)(module)
         dump("fused", module)
         module = schedule_module(module, arch)
         dump("scheduled", module)
-        module = tvm.transform.Sequential(plans)(module)
+        module = plan_memory(module)
         dump("planned", module)
         return module

@@ -1,0 +1,57 @@
+"""What every target's host code has in common: it is a program of TVM's virtual machine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.ir.model import Dim
+from lbcompiler.targets.share_views import ShareViews
+
+
+def bound_dimensions(module: Any, dims: Sequence[Dim]) -> Any:
+    """Say how large each dynamic dimension may grow, so that the memory plan can be made now."""
+    upper = {dim.name: dim.high for dim in dims if dim.high is not None}
+    if not upper:
+        return module
+    bounded = module.clone() if hasattr(module, "clone") else module
+    for variable, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            bounded.update_func(variable, function.with_attr("tir_var_upper_bound", upper))
+    return bounded
+
+
+def plan_memory(module: Any) -> Any:
+    """Calls of PrimFuncs -> calls of the virtual machine, with one storage for what does not live
+    at once. Within the target's scope.
+    """
+    passes = [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        ShareViews,
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),  # of what the last one has added
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def link(executable: Any, library: Path) -> None:
+    """Write the library. Raises ConfigError where the linker cannot."""
+    try:
+        executable.export_library(str(library))
+    except Exception as error:  # the linker's, under several names
+        raise ConfigError(
+            f"the generated code could not be linked into {library.name}: "
+            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
+            "compiler? lbc doctor looks"
+        ) from None
