@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import tvm
 from tvm import relax
 
 from lbcompiler.formats import format_named
@@ -32,6 +31,7 @@ from lbcompiler.targets.cpu.windows import (
     gathered_operands,
     window_shape,
 )
+from lbcompiler.targets.lowering import Lowering, product_of, quantize_of, results_of
 
 KernelFor = Callable[..., Any]
 
@@ -49,7 +49,7 @@ class LowerLinears:
         return replace(model, module=module, layers=lowering.layers)
 
 
-class _Lowering:
+class _Lowering(Lowering):
     def __init__(
         self,
         kernel_for: KernelFor,
@@ -57,14 +57,10 @@ class _Lowering:
         layers: dict[str, Layer],
         readers: dict[Any, Any],
     ) -> None:
+        super().__init__(layers)
         self.kernel_for = kernel_for
         self.readers = readers
         self.tuned = tuned
-        self.layers = layers
-        self.functions: dict[
-            tuple[Any, ...], Any
-        ] = {}  # what is asked of a kernel -> its GlobalVar
-        self.quantized: dict[tuple[Any, ...], list[Any]] = {}
         self.fused: dict[Any, Any] = {}  # the values of a fused quantize -> its call
 
     def visit(self, call: Any, scope: Scope) -> Any:
@@ -76,11 +72,11 @@ class _Lowering:
         kernel = self.kernel_for(*ops.linear_formats(call))
         source = self.fused.get(activation[0])
         if source is None:
-            source = _quantize_of(activation, scope)
+            source = quantize_of(activation, scope)
         x = activation[0] if source is None else source.args[0]
         *lead, k = x.ty.shape.values
         n, epilogue = int(call.attrs["n"]), str(call.attrs["epilogue"])
-        rows = self._rows(x, scope)
+        rows = self.rows(x, scope)
         operands = [rows]
         if source is not None and source.op == ops.FUSED_QUANTIZE:
             operands = self._operands_of(kernel, source, scope)
@@ -96,27 +92,8 @@ class _Lowering:
         options = {"bias": bias is not None, "epilogue": epilogue, "config": chosen.config}
         key = ("gemm", kernel.name, n, int(k), bias is not None, epilogue)
         gemm = self._function(key, lambda: kernel.gemm(n, int(k), **options), scope)
-        m = rows.ty.shape.values[0]
-        y = scope.emit(
-            relax.call_tir(
-                gemm,
-                [*operands, *packed, *([] if bias is None else [bias])],
-                relax.TensorType([m, n], "float32"),
-            )
-        )
-        return relax.op.reshape(y, [*lead, n]) if len(lead) != 1 else y
-
-    def _rows(self, x: Any, scope: Scope) -> Any:
-        *lead, k = x.ty.shape.values
-        if len(lead) == 1:
-            return x
-        key = ("rows", x)
-        if key not in self.quantized:
-            rows = tvm.tirx.const(1, "int64")
-            for extent in lead:
-                rows = rows * extent
-            self.quantized[key] = [scope.emit(relax.op.reshape(x, [ANALYZER.simplify(rows), k]))]
-        return self.quantized[key][0]
+        weights = [*packed, *([] if bias is None else [bias])]
+        return product_of(gemm, operands, weights, lead, n, scope)
 
     def _quantize(
         self, kernel: Any, rows: Any, x: Any, k: int, rule: str, scope: Scope
@@ -146,7 +123,7 @@ class _Lowering:
             key = ("quantize", kernel.quantizer, shape.name, rule)
             built = self._function(key, lambda: kernel.quantize(k, rule, Windows(shape)), scope)
             return self._call(built, [x], m, specs, scope)
-        pixels = self._quantize(kernel, self._rows(x, scope), x, shape.channels, rule, scope)
+        pixels = self._quantize(kernel, self.rows(x, scope), x, shape.channels, rule, scope)
         images = [
             scope.emit(relax.op.reshape(part, [*x.ty.shape.values[:3], operand.stride]))
             for part, operand in zip(pixels, plan, strict=True)
@@ -190,7 +167,7 @@ class _Lowering:
         scope: Scope,
     ) -> tuple[list[Any], list[Any]]:
         """(the float results, the operands of a GEMM)."""
-        rows = [self._rows(x, scope) for x in args[: prologue.rows]]
+        rows = [self.rows(x, scope) for x in args[: prologue.rows]]
         key = ("quantize", kernel.quantizer, k, rule, prologue.name, prologue)
         build = partial(kernel.quantize, k, rule, PrologueRows(prologue))
         specs = [((k,), "float32")] * prologue.kept + kernel.quantized_specs(k)
@@ -208,19 +185,13 @@ class _Lowering:
     ) -> list[Any]:
         """The results of a function for m rows, one for each spec."""
         types = [relax.TensorType([m, *shape], dtype) for shape, dtype in specs]
-        out = scope.emit(relax.call_tir(built, inputs, types if len(types) > 1 else types[0]))
-        if len(types) == 1:
-            return [out]
-        return [scope.emit(relax.TupleGetItem(out, i)) for i in range(len(types))]
+        return results_of(built, inputs, types, scope)
 
     def _function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
         if key not in self.functions:
             name = "_".join(str(part) for part in key if not isinstance(part, Prologue))
             self.functions[key] = scope.builder.add_func(build(), name)
         return self.functions[key]
-
-
-ANALYZER = tvm.sym.Analyzer()
 
 
 def _first_readers(module: Any) -> dict[Any, Any]:
@@ -234,11 +205,3 @@ def _first_readers(module: Any) -> dict[Any, Any]:
         elif ops.is_call_to(value, ops.LINEAR) and value.args[0] in quantized:
             readers.setdefault(quantized[value.args[0]], value)
     return readers
-
-
-def _quantize_of(activation: list[Any], scope: Scope) -> Any:
-    """The `lbc.quantize` whose parts these are, None for an activation in float."""
-    part = scope.value(activation[0])
-    if not isinstance(part, relax.TupleGetItem):
-        return None
-    return scope.call_to(part.tuple_value, ops.QUANTIZE)

@@ -6,21 +6,20 @@ Activations are made into the operands of the GEMM that reads them (codes or bfl
 layout, scales) once for all linears that want the same; activations in float are split into the
 numbers that tensor cores take. Rows of all leading dimensions run as one (M, K) matrix."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-import tvm
 from tvm import relax
 
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.ir.rotation import rotation_of
+from lbcompiler.targets.lowering import Lowering, product_of, quantize_of, results_of
 
 KernelFor = Callable[..., Any]
 OPAQUE = 8  # kOpaque of TVM's op_attr_types.h: not to be fused with anything
-ANALYZER = tvm.sym.Analyzer()
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,17 @@ class LowerLinears:
         return replace(model, module=module, layers=lowering.layers)
 
 
-class _Lowering:
+class _Lowering(Lowering):
     def __init__(self, kernel_for: KernelFor, layers: dict[str, Layer]) -> None:
+        super().__init__(layers)
         self.kernel_for = kernel_for
-        self.layers = layers
-        self.functions: dict[
-            tuple[Any, ...], Any
-        ] = {}  # what is asked of a kernel -> its GlobalVar
-        self.quantized: dict[tuple[Any, ...], list[Any]] = {}
 
     def visit(self, call: Any, scope: Scope) -> Any:
         if call.op != ops.LINEAR:
             return None
         activation, packed, bias = ops.linear_operands(call)
         kernel = self.kernel_for(*ops.linear_formats(call))
-        source = _quantize_of(activation, scope)
+        source = quantize_of(activation, scope)
         x = activation[0] if source is None else source.args[0]
         rule = "none" if source is None else str(source.attrs["scale_rule"])
         *lead, k = x.ty.shape.values
@@ -62,22 +57,15 @@ class _Lowering:
         key = ("gemm", kernel.name, n, k, *(["bias"] if bias is not None else []), epilogue)
         options = {"bias": bias is not None, "epilogue": epilogue, "config": config}
         gemm = self._function(key, lambda: kernel.gemm(n, k, **options), scope)
-        m = operands[0].ty.shape.values[0]
-        y = scope.emit(
-            relax.call_tir(
-                gemm,
-                [*operands, *packed, *([] if bias is None else [bias])],
-                relax.TensorType([m, n], "float32"),
-            )
-        )
-        return relax.op.reshape(y, [*lead, n]) if len(lead) != 1 else y
+        weights = [*packed, *([] if bias is None else [bias])]
+        return product_of(gemm, operands, weights, lead, n, scope)
 
     def _operands(self, kernel: Any, x: Any, k: int, rule: str, scope: Scope) -> list[Any]:
         key = (kernel.quantizer, k, rule, x)
         if key not in self.quantized:
             turned = scope.call_to(x, ops.HADAMARD)
             rotation = None if turned is None else rotation_of(turned.attrs)
-            rows = self._rows(x if turned is None else turned.args[0], scope)
+            rows = self.rows(x if turned is None else turned.args[0], scope)
             self.quantized[key] = self._quantize(kernel, rows, k, rule, rotation, scope)
         return self.quantized[key]
 
@@ -93,20 +81,7 @@ class _Lowering:
         types = [
             relax.TensorType(list(shape), dtype) for shape, dtype in kernel.quantized_shapes(m, k)
         ]
-        out = scope.emit(relax.call_tir(built, [rows], types if len(types) > 1 else types[0]))
-        if len(types) == 1:
-            return [out]
-        return [scope.emit(relax.TupleGetItem(out, i)) for i in range(len(types))]
-
-    def _rows(self, x: Any, scope: Scope) -> Any:
-        *lead, k = x.ty.shape.values
-        if len(lead) == 1:
-            return x
-        key = ("rows", x)
-        if key not in self.quantized:
-            rows = ANALYZER.simplify(_product(lead))
-            self.quantized[key] = [scope.emit(relax.op.reshape(x, [rows, k]))]
-        return self.quantized[key][0]
+        return results_of(built, [rows], types, scope)
 
     def _function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
         if key not in self.functions:
@@ -116,18 +91,3 @@ class _Lowering:
                 function = scope.builder.add_func(function, "_".join(map(str, key)))
             self.functions[key] = function
         return self.functions[key]
-
-
-def _product(extents: Sequence[Any]) -> Any:
-    total = tvm.tirx.const(1, "int64")
-    for extent in extents:
-        total = total * extent
-    return total
-
-
-def _quantize_of(activation: list[Any], scope: Scope) -> Any:
-    """The `lbc.quantize` whose parts these are, None for an activation in float."""
-    part = scope.value(activation[0])
-    if not isinstance(part, relax.TupleGetItem):
-        return None
-    return scope.call_to(part.tuple_value, ops.QUANTIZE)
