@@ -31,6 +31,7 @@ from lbcompiler.targets.cuda.intrinsics import (
     let,
     load_matrices,
     multiply_add,
+    shared_out,
     wait_for_copies,
 )
 from lbcompiler.targets.cuda.layout import DEPTH, ROWS, STEPS, depths
@@ -106,18 +107,17 @@ class Activations:
     ) -> None:
         """Start to copy (rows, 64) of each part to `offset`; rows beyond the last are zeros."""
         for part in range(self.parts):
-            for start in range(0, rows * PIECES, threads):
-                index = thread + start
+            behind = offset + part * rows * ROW_BYTES
+
+            def one(index: Expr, part: int = part, behind: Expr = behind) -> None:
                 row, piece = let(index // PIECES), let(index % PIECES)
-                target = offset + (part * rows + row) * ROW_BYTES + (piece ^ row % 8) * CHUNK
                 is_valid = int64(first) + int64(row) < self.m
                 kept = tirx.Select(is_valid, int64(first) + int64(row), int64(0))
                 at = [kept, int64(part), int64(depth) * DEPTH + int64(piece) * (CHUNK // 2)]
-                if start + threads <= rows * PIECES:
-                    copy_async(shared.at(target), self.x.ptr_to(at), is_valid)
-                    continue
-                with T.If(index < rows * PIECES), T.Then():
-                    copy_async(shared.at(target), self.x.ptr_to(at), is_valid)
+                target = shared.at(behind + row_piece(row, piece))
+                copy_async(target, self.x.ptr_to(at), is_valid)
+
+            shared_out(rows * PIECES, thread, threads, one)
 
 
 def row_piece(row: Expr, piece: Expr) -> Expr:

@@ -30,6 +30,7 @@ from lbcompiler.targets.cuda.intrinsics import (
     load_matrices,
     load_word,
     load_words,
+    shared_out,
     uint32,
 )
 from lbcompiler.targets.cuda.layout import tiles
@@ -90,14 +91,8 @@ class NativeRows:
             source = self.scales.ptr_to([kept, int64(depth) * size])
             copy_few_async(shared.at(offset + rows * ROW + row * size), source, size, is_valid)
 
-        for count, emit in ((rows * PIECES, codes), (rows, scales)):
-            for start in range(0, count, threads):
-                index = thread + start
-                if start + threads <= count:
-                    emit(index)
-                    continue
-                with T.If(index < count), T.Then():
-                    emit(index)
+        shared_out(rows * PIECES, thread, threads, codes)
+        shared_out(rows, thread, threads, scales)
 
 
 @dataclass(frozen=True)

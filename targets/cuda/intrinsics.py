@@ -6,7 +6,7 @@ barrier or moves a buffer. Device functions hold what TIRx has no word for, such
 two bfloat16 in one register.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,17 @@ def uint32(x: int) -> Expr:
 def let(x: Expr) -> Expr:
     """x by name."""
     return T.Bind(x)
+
+
+def shared_out(count: int, thread: Expr, threads: int, emit: Callable[[Expr], None]) -> None:
+    """`emit` of every number below `count`, each by one of a block's threads."""
+    for start in range(0, count, threads):
+        index = thread + start
+        if start + threads <= count:
+            emit(index)
+            continue
+        with T.If(index < count), T.Then():
+            emit(index)
 
 
 class Registers:

@@ -131,9 +131,7 @@ class LinearKernel:
         with kernel() as builder:
             m = tirx.Var("m", "int64")
             x = Activations.declare(m, k, self.parts)
-            row_scales = None
-            if self.act is not None and self.act.has_tensor_scale:
-                row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
+            row_scales = self._row_scales(m)
             weights = Weights.declare(self.weight, n, k)
             has_scale = self.weight.has_tensor_scale
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
@@ -213,18 +211,29 @@ class LinearKernel:
 
     def packed_specs(self, n: int, k: int) -> list[Spec]:
         """Of what `pack` returns for W (n, k), known without it."""
-        shapes = plane_shapes(n, k, self.weight.element.bits)
-        specs: list[Spec] = [(shape, "uint8") for shape in shapes]
-        specs.append(((tiles(n), depths(k), scale_bytes(self.weight)), "uint8"))
+        specs: list[Spec] = [(shape, "uint8") for shape in self._packed_shapes(n, k)]
         return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
 
     def pack(self, weight: Quantized) -> tuple[Array, ...]:
         """W quantized as the GEMM reads it: planes, scales[, tensor scale]."""
         w = canonical(weight, self.weight)
-        packed = (
-            *pack_codes(w.codes, self.weight.element),
-            pack_scales(w.scales, self.weight.block),
-        )
+        packed = self._packed(w)
         if w.tensor_scale is None:
             return packed
         return (*packed, np.asarray(w.tensor_scale, np.float32).reshape(1))
+
+    def _packed_shapes(self, n: int, k: int) -> list[tuple[int, ...]]:
+        """Of `_packed` W (n, k), all of bytes."""
+        planes = plane_shapes(n, k, self.weight.element.bits)
+        return [*planes, (tiles(n), depths(k), scale_bytes(self.weight))]
+
+    def _packed(self, w: Quantized) -> tuple[Array, ...]:
+        """Planes and scales of a W that is `canonical`."""
+        planes = pack_codes(w.codes, self.weight.element)
+        return (*planes, pack_scales(w.scales, self.weight.block))
+
+    def _row_scales(self, m: Any) -> Any:
+        """The argument with the activations' tensor scales, where they have some."""
+        if self.act is None or not self.act.has_tensor_scale:
+            return None
+        return T.arg("row_scales", T.buffer((m, 1), "float32"))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -13,7 +12,7 @@ from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda.gemm_mma import Tiling
 from lbcompiler.targets.cuda.gemm_native import NativeRows, NativeWeights, emit_native
 from lbcompiler.targets.cuda.intrinsics import kernel
-from lbcompiler.targets.cuda.layout import Array, canonical, tiles
+from lbcompiler.targets.cuda.layout import Array, tiles
 from lbcompiler.targets.cuda.layout_native import (
     EIGHT_BIT,
     ROW,
@@ -37,10 +36,13 @@ class NativeKernel(LinearKernel):
 
     @property
     def pair(self) -> Pair:
-        pair = pair_of(self.weight, self.act)
+        pair = self._pair()
         if pair is None:
             raise ConfigError(f"no instruction multiplies the formats of {self.name}")
         return pair
+
+    def _pair(self) -> Pair | None:
+        return pair_of(self.weight, self.act)
 
     @property
     def packing(self) -> str:
@@ -72,9 +74,7 @@ class NativeKernel(LinearKernel):
         with kernel() as builder:
             m = tirx.Var("m", "int64")
             x = NativeRows.declare(pair, m, k)
-            row_scales = None
-            if self.weight.has_tensor_scale:
-                row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
+            row_scales = self._row_scales(m)
             weights = NativeWeights.declare(pair, n, k)
             has_scale = self.weight.has_tensor_scale
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
@@ -93,19 +93,13 @@ class NativeKernel(LinearKernel):
         row, tile = ROW + self.pair.row_scales, self.pair.tile_bytes
         return max(t.shared_bytes(row, tile) for t in (config.tiling, _few(config)))
 
-    def packed_specs(self, n: int, k: int) -> list[Spec]:
-        shape = (tiles(n), self.pair.depths(k))
-        specs: list[Spec] = [((*shape, size), "uint8") for size in self.pair.plane_bytes]
-        specs.append(((*shape, self.pair.scale_bytes), "uint8"))
-        return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
+    def _packed_shapes(self, n: int, k: int) -> list[tuple[int, ...]]:
+        sizes = (*self.pair.plane_bytes, self.pair.scale_bytes)
+        return [(tiles(n), self.pair.depths(k), size) for size in sizes]
 
-    def pack(self, weight: Quantized) -> tuple[Array, ...]:
-        w, pair = canonical(weight, self.weight), self.pair
-        scales = pack_scales(w.scales, pair, w.codes.shape[1])
-        packed = (*pack_codes(w.codes, pair), scales)
-        if w.tensor_scale is None:
-            return packed
-        return (*packed, np.asarray(w.tensor_scale, np.float32).reshape(1))
+    def _packed(self, w: Quantized) -> tuple[Array, ...]:
+        planes = pack_codes(w.codes, self.pair)
+        return (*planes, pack_scales(w.scales, self.pair, w.codes.shape[1]))
 
 
 def _few(config: Config) -> Tiling:

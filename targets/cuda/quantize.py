@@ -10,6 +10,7 @@ with a tensor scale a row, bit for bit; what it writes is code * scale, a bfloat
 Without a format x is split into the sum of two bfloat16, which keeps 16 bits of it.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ def check_rotation(rotation: Rotation, k: int) -> None:
         raise ConfigError(f"{rotation.name} needs a K in multiples of {rotation.size}: {k}")
 
 
-class Row:
+class Row(ABC):
     """The code of one block of threads, for a row of `size` places, the first k of them x's."""
 
     def __init__(
@@ -132,9 +133,9 @@ class Row:
                 values = self._load(start)
                 self._finish(start, values, g)
 
+    @abstractmethod
     def _finish(self, start: Expr, v: Registers, g: Expr | None) -> None:
         """Four neighbours from `start` on, quantized and stored."""
-        raise NotImplementedError
 
     def _load(self, start: Expr) -> Registers:
         """Four neighbours, rotated; zeros beyond the row."""

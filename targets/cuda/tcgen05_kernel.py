@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from lbcompiler.errors import ConfigError
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda.gemm_tcgen05 import Tiled, Tokens, emit_tcgen05
 from lbcompiler.targets.cuda.intrinsics import kernel
-from lbcompiler.targets.cuda.layout import Array, canonical
+from lbcompiler.targets.cuda.layout import Array
 from lbcompiler.targets.cuda.layout_native import ROW, Pair, rows_of_bytes
 from lbcompiler.targets.cuda.layout_tcgen05 import ATOM, GROUP, atoms, pack_scales, pair_of
 from lbcompiler.targets.cuda.linear_kernel import Config, Spec
@@ -30,12 +28,8 @@ class Tcgen05Kernel(NativeKernel):
     over `wide_stages` if there are more.
     """
 
-    @property
-    def pair(self) -> Pair:
-        pair = pair_of(self.weight, self.act)
-        if pair is None:
-            raise ConfigError(f"no instruction multiplies the formats of {self.name}")
-        return pair
+    def _pair(self) -> Pair | None:
+        return pair_of(self.weight, self.act)
 
     @property
     def packing(self) -> str:
@@ -71,7 +65,7 @@ class Tcgen05Kernel(NativeKernel):
             m = tirx.Var("m", "int64")
             x = Tiled.declare("x", pair, m, k)
             has_scale = self.weight.has_tensor_scale
-            row_scales = T.arg("row_scales", T.buffer((m, 1), "float32")) if has_scale else None
+            row_scales = self._row_scales(m)
             weights = Tiled.declare("w", pair, n, k)
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
             with T.If(m <= few.count):
@@ -108,23 +102,13 @@ class Tcgen05Kernel(NativeKernel):
             return {"stages": (2, 4, 6)}
         return {"tokens": (GROUP, 2 * GROUP), "wide_stages": (2, 3, 4)}
 
-    def packed_specs(self, n: int, k: int) -> list[Spec]:
+    def _packed_shapes(self, n: int, k: int) -> list[tuple[int, ...]]:
         depth = self.pair.depths(k)
-        specs: list[Spec] = [
-            ((n, depth * ROW), "uint8"),
-            ((-(-n // GROUP), depth * atoms(self.pair), ATOM), "uint8"),
-        ]
-        return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
+        return [(n, depth * ROW), (-(-n // GROUP), depth * atoms(self.pair), ATOM)]
 
-    def pack(self, weight: Quantized) -> tuple[Array, ...]:
-        w, pair = canonical(weight, self.weight), self.pair
-        packed = (
-            rows_of_bytes(w.codes, pair),
-            pack_scales(w.scales, pair, w.codes.shape[1]),
-        )
-        if w.tensor_scale is None:
-            return packed
-        return (*packed, np.asarray(w.tensor_scale, np.float32).reshape(1))
+    def _packed(self, w: Quantized) -> tuple[Array, ...]:
+        scales = pack_scales(w.scales, self.pair, w.codes.shape[1])
+        return rows_of_bytes(w.codes, self.pair), scales
 
 
 def _launches(config: Config) -> tuple[Tokens, Tokens, Tokens]:

@@ -2,6 +2,7 @@
 bytes, from there to registers, and decoded there.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from lbcompiler.targets.cuda.intrinsics import (
     let,
     load_word,
     load_words,
+    shared_out,
 )
 from lbcompiler.targets.cuda.layout import (
     DEPTH,
@@ -42,20 +44,20 @@ from lbcompiler.targets.cuda.layout import (
 CHUNK = 16  # bytes of one copy
 
 
-class Tiles:
+class Tiles(ABC):
     """Packed W of `n` rows in tiles of 16 rows and some depth, in several buffers (T, S, bytes)."""
 
     n: int
 
     @property
+    @abstractmethod
     def parts(self) -> list[tuple[Any, int]]:
         """(buffer, bytes of a tile) of planes and scales."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def depth_count(self) -> int:
         """Tiles of a row."""
-        raise NotImplementedError
 
     @property
     def tile_bytes(self) -> int:
@@ -75,21 +77,16 @@ class Tiles:
         all tiles, from `offset` on. Tiles beyond the last are zeros.
         """
         for buffer, size in self.parts:
-            chunks = count * size // CHUNK
-            for start in range(0, chunks, threads):
-                index = thread + start
+
+            def one(index: Expr, buffer: Any = buffer, size: int = size, to: Expr = offset) -> None:
                 tile = let(index // (size // CHUNK))
                 place = index % (size // CHUNK) * CHUNK
                 is_valid = first + tile < tiles(self.n)
                 row = tirx.Select(is_valid, first + tile, tirx.const(0, "int32"))
                 source = buffer.ptr_to([int64(row), int64(depth), int64(place)])
-                target = shared.at(offset + index * CHUNK)
-                whole = start + threads <= chunks
-                if whole:
-                    copy_async(target, source, is_valid)
-                    continue
-                with T.If(index < chunks), T.Then():
-                    copy_async(target, source, is_valid)
+                copy_async(shared.at(to + index * CHUNK), source, is_valid)
+
+            shared_out(count * size // CHUNK, thread, threads, one)
             offset = offset + count * size
 
 
