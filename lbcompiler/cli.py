@@ -117,38 +117,11 @@ def compile(
 ) -> None:
     """Compile a model to an artifact: a folder with code, packed weights and a manifest."""
     import lbcompiler
-    from lbcompiler.config import make_config, parse_inputs
+    from lbcompiler.config import make_config
     from lbcompiler.decisions.work import Work
     from lbcompiler.files import appearing
 
-    said = {
-        "target": target,
-        "format": format,
-        "act_format": act_format,
-        "scale_rule": scale_rule,
-        "act_scale_rule": act_scale_rule,
-        "include": include,
-        "exclude": exclude,
-        "inputs": parse_inputs(shapes or ()),
-        "on_unsupported": on_unsupported,
-        "tuning_db": tuning_db,
-        "quantizer": quantizer,
-        "hadamard": decide.size(hadamard),
-        "hadamard_seed": hadamard_seed,
-        "rotate_residual": rotate_residual,
-        "smooth": smooth,
-        "outliers": decide.size(outliers),
-        "calibration_data": calibration_data,
-        "calibration": calibration,
-        "calibration_samples": calibration_samples,
-        "formats": decide.names(formats),
-        "effective_bits": effective_bits,
-        "max_kl": max_kl,
-        "min_qsnr": min_qsnr,
-        "max_latency": max_latency,
-        "sensitivity": sensitivity,
-    }
-    settings = make_config({k: v for k, v in said.items() if v not in (None, [], {})}, config)
+    settings = make_config(decide.settings(locals()), config)
     output = output or Path(f"{model.stem}.lbc")
     if save_config is not None:
         with appearing(save_config) as partial:

@@ -1,7 +1,8 @@
 """The options of `lbc compile` and `lbc analyze` that decide layer by layer, by measuring."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -185,3 +186,18 @@ def names(said: str | None) -> tuple[str, ...] | None:
 def size(said: str | None) -> str | int | None:
     """A number as one; anything else as it is."""
     return int(said) if said is not None and said.isdecimal() else said
+
+
+def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verb's arguments say of the fields of a CompileConfig. Raises ConfigError."""
+    from lbcompiler.config import CompileConfig, parse_inputs
+
+    said = {
+        **arguments,
+        "inputs": parse_inputs(arguments["shapes"] or ()),
+        "formats": names(arguments["formats"]),
+        "hadamard": size(arguments["hadamard"]),
+        "outliers": size(arguments["outliers"]),
+    }
+    fields = CompileConfig.model_fields
+    return {k: v for k, v in said.items() if k in fields and v not in (None, [], {})}

@@ -260,7 +260,7 @@ class _Decider:
         )
         sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
         table = self._table(solutions, sensitivities, "" if budget is None else budget[0])
-        planner = Planner(table, self._kept(self._told(measurement.plan)))
+        planner = Planner(table, self._kept(measurement.plan))
         plan = None if budget is None else within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
         if budget is None and len(self.config.candidates) == 1:
@@ -319,28 +319,18 @@ class _Decider:
         """`measure`, asked once for a plan: what it answers stays in the state folder."""
         name = f"{self.store.folder}/plans"
         known = self.state.load_record(name) or {}
+        before = len(known)
 
         def kept(chosen: Mapping[str, Solution]) -> Divergence:
             key = _digest({group: solution.choice.name for group, solution in chosen.items()})
             if key not in known:
+                self.progress("choose", len(known) - before, 0)
                 found = measure(chosen)
                 known[key] = [found.noise, found.kl]
                 self.state.save_record(name, known)
             return Divergence(*known[key])
 
         return kept
-
-    def _told(self, measure: Measure) -> Measure:
-        """`measure` that says how many plans it has measured."""
-        count = 0
-
-        def told(chosen: Mapping[str, Solution]) -> Divergence:
-            nonlocal count
-            self.progress("choose", count, 0)
-            count += 1
-            return measure(chosen)
-
-        return told
 
     def _result(self, picked: Mapping[str, Option], front: Sequence[Plan] = ()) -> Decided:
         """Of a choice that was made from a front; without one there was none to make."""
