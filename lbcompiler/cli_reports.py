@@ -332,8 +332,8 @@ def checkup(found: "Checkup", as_json: bool) -> None:
     print_line(f"kernels for: {', '.join(sets) or 'nothing'}")
     for gpu in found.gpus:
         print_line(f"GPU: {gpu}")
-    tools = [(tool.name, tool.version or tool.path or "-", tool.purpose) for tool in found.tools]
-    print_table(("tool", "found", "purpose"), tools)
+    tools = [(tool.name, tool.version or "-", tool.path, tool.purpose) for tool in found.tools]
+    print_table(("tool", "found", "path", "purpose"), tools)
     packages = [
         (p.name, p.wanted, p.found or "-", p.extra, "" if p.is_ok else p.install)
         for p in found.packages

@@ -83,7 +83,7 @@ def examine() -> Checkup:
     instruction_sets = _instruction_sets(problems)
     tools = [
         _tool("C++ compiler", _compiler(), "links the code of `lbc compile`"),
-        _tool("nvcc", shutil.which("nvcc"), "compiles CUDA code"),
+        _tool("nvcc", _nvcc(), "compiles CUDA code"),
         _tool("nvidia-smi", shutil.which("nvidia-smi"), "lists GPUs"),
     ]
     if not tools[0].path:
@@ -153,6 +153,17 @@ def _compiler() -> str | None:
         return None if name is None else shutil.which(name)
     except Exception:  # a broken TVM is reported by _instruction_sets
         return shutil.which("g++") or shutil.which("c++")
+
+
+def _nvcc() -> str | None:
+    """The one that `lbc compile` would take; not in need of PATH."""
+    try:
+        from lbcompiler.targets.cuda.toolchain import find_tool
+
+        path = find_tool("nvcc")
+        return None if path is None else str(path)
+    except Exception:  # a broken TVM is reported by _instruction_sets
+        return shutil.which("nvcc")
 
 
 def _tool(name: str, path: str | None, purpose: str) -> Tool:

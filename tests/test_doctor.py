@@ -9,6 +9,8 @@ import pytest
 
 from lbcompiler import doctor
 from lbcompiler.doctor import Package, examine
+from lbcompiler.targets.cuda import toolchain
+from lbcompiler.targets.cuda.toolchain import find_nvcc
 
 
 def test_this_installation_is_well() -> None:
@@ -98,6 +100,7 @@ def test_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(toolchain, "_places", lambda _: iter(()))
     found = examine()
     assert [tool.path for tool in found.tools] == ["", "", ""]
     assert found.gpus == []
@@ -121,6 +124,18 @@ def test_tools_say_their_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ] == "Cuda compilation tools, release 13.0"
     broken = doctor._tool("broken", str(tmp_path / "broken"), "")
     assert (broken.path, broken.version) == (str(tmp_path / "broken"), "")
+
+
+def test_nvcc_is_the_one_that_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That of pip's packages is on nobody's PATH."""
+    (tmp_path / "bin").mkdir()
+    executable(tmp_path / "bin" / "nvcc", 'echo "Cuda compilation tools, release 13.0, V13.0.88"')
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setattr(toolchain, "pip_folders", lambda: [tmp_path])
+    monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
+    assert doctor._nvcc() == str(find_nvcc().path) == str(tmp_path / "bin" / "nvcc")
+    monkeypatch.setattr(toolchain, "find_tool", lambda _: None)
+    assert doctor._nvcc() is None
 
 
 def test_a_tool_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 nvcc takes half a second and more for a kernel; a model's second compilation, and every model with
 the same layers, takes none of it. An entry is one file that appears whole, and says the hash of
-what it holds: a damaged one is compiled again.
+what it holds: a damaged one is compiled again. The folder is kept to a size (`prune.py`).
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lbcompiler.files import appearing
 from lbcompiler.targets.cuda.arch import Arch
+from lbcompiler.targets.cuda.prune import SUFFIX, limit_bytes, prune, touch
 from lbcompiler.targets.cuda.resources import Usage, usage_of
 from lbcompiler.targets.cuda.toolchain import FLAGS, Nvcc
 
@@ -40,9 +41,11 @@ def compile_all(
 ) -> list[Cubin]:
     """Each CUDA text as a cubin, from the cache or from nvcc, as many at once as there are cores.
 
-    Raises ConfigError for an nvcc that is too old, CudaCompileError for text that it refuses.
+    Raises ConfigError for an nvcc that is too old and a limit of the cache that is no number,
+    CudaCompileError for text that it refuses.
     """
     nvcc.check(arch)
+    limit = limit_bytes()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cubins: list[Cubin] = []
     with ThreadPoolExecutor(cores or 1) as pool:
@@ -54,14 +57,16 @@ def compile_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    prune(cache_folder(), limit)
     return cubins
 
 
 def compile_cached(source: str, arch: Arch, nvcc: Nvcc) -> Cubin:
     """One text as a cubin. A cache that cannot be written costs time, nothing else."""
-    path = cache_folder() / f"{_key(source, arch, nvcc)}.cubin"
+    path = cache_folder() / f"{_key(source, arch, nvcc)}{SUFFIX}"
     held = _read(path)
     if held is not None:
+        touch(path)
         return held
     code, said = nvcc.compile(source, arch)
     cubin = Cubin(code, usage_of(said))
