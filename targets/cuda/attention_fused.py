@@ -11,6 +11,8 @@
                                                                                   barrier
         out = values / sum of the weights
 
+Of up to 8 queries a block takes a part of the keys (attention_parts.py).
+
 Rows in shared memory are 4 floats longer than a head, so that neighbours read different banks. A
 query whose every score is -inf gets NaN, as softmax has it.
 """
@@ -21,6 +23,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu.attention_operands import Attention, Operands, declare
+from lbcompiler.targets.cuda.attention_parts import Parts
 from lbcompiler.targets.cuda.intrinsics import (
     Device,
     Expr,
@@ -45,21 +48,53 @@ def fits(what: Attention) -> bool:
 
 
 def attention_kernel(what: Attention) -> Any:
-    """PrimFunc(q, k, v[, mask], out), all float32; batch and lengths are symbolic."""
+    """PrimFunc(q, k, v[, mask], out[, parts]), all float32; batch and lengths are symbolic. It has
+    parts where there may be a few queries (attention_parts.py).
+    """
     with kernel() as builder:
         operands = declare(what)
-        blocks = (operands.queries + (ROWS - 1)) // ROWS
-        with launch([blocks, what.q.count, operands.batch], THREADS) as (place, thread):
-            _Block(what, operands, place, thread).emit()
+        if what.few is False:
+            _emit_whole(what, operands)
+        else:
+            parts = Parts.declare(what, operands, _keys(what))
+            with T.If(parts.is_used):
+                with T.Then():
+                    grid = [parts.count, what.q.count, operands.batch]
+                    with launch(grid, THREADS) as (place, thread):
+                        _Block(what, operands, place, thread, parts).emit()
+                    parts.emit_join()
+                with T.Else():
+                    _emit_whole(what, operands)
     return builder.get()
 
 
+def _emit_whole(what: Attention, operands: Operands) -> None:
+    blocks = (operands.queries + (ROWS - 1)) // ROWS
+    with launch([blocks, what.q.count, operands.batch], THREADS) as (place, thread):
+        _Block(what, operands, place, thread).emit()
+
+
+def _keys(what: Attention) -> int:
+    """Of a tile."""
+    return 32 if max(what.depth, what.value_depth) <= 64 else 16
+
+
 class _Block:
-    def __init__(self, what: Attention, o: Operands, place: list[Expr], thread: Expr) -> None:
-        self.what, self.o, self.thread = what, o, thread
-        self.keys = 32 if max(what.depth, what.value_depth) <= 64 else 16
+    """The code of a block of threads: 32 queries and all keys, or few queries and some keys."""
+
+    def __init__(
+        self,
+        what: Attention,
+        o: Operands,
+        place: list[Expr],
+        thread: Expr,
+        parts: Parts | None = None,
+    ) -> None:
+        self.what, self.o, self.thread, self.parts = what, o, thread, parts
+        self.keys = _keys(what)
         self.stride, self.value_stride = (_stride(d) for d in (what.depth, what.value_depth))
-        self.first, self.head, self.batch = let(place[0] * ROWS), place[1], int64(place[2])
+        self.part, self.head, self.batch = place[0], place[1], int64(place[2])
+        self.first = let(place[0] * ROWS) if parts is None else tirx.const(0, "int32")
         self.lane, self.pair = let(thread % SHARING), let(thread // SHARING * PAIR)
         self.queries = _shared(ROWS * self.stride)
         self.tile = _shared(self.keys * self.stride)
@@ -83,8 +118,12 @@ class _Block:
         if what.causal:
             seen = tirx.min(o.keys, first + ROWS + (o.keys - o.queries))
         tiles = let(tirx.max((seen + (self.keys - 1)) // self.keys, int64(0)))
-        with T.serial(tiles) as index:
-            start = let(int64(index) * self.keys)
+        first_tile: Expr = int64(0)
+        if self.parts is not None:
+            first_tile = let(int64(self.part) * self.parts.size)
+            tiles = let(tirx.min(tiles, first_tile + self.parts.size))
+        with T.serial(tiles - first_tile) as index:
+            start = let((first_tile + int64(index)) * self.keys)
             self._fill(self.tile, self.keys, self.stride, what.depth, self._reader(o.k, start))
             values = self._reader(o.v, start)
             self._fill(self.value_tile, self.keys, self.value_stride, what.value_depth, values)
@@ -200,15 +239,29 @@ class _Block:
                 total = let(total + _from_lane(total, distance))
             query = let(int64(self.first) + int64(self.pair + row))
             with T.If(query < self.o.queries), T.Then():
-                for number in range(self.numbers):
-                    value = self.values[row * self.numbers + number] / total
-                    last = let(int64(self.lane + number * SHARING))
-                    place = [self.batch, query, int64(self.head), last]
-                    if (number + 1) * SHARING <= self.what.value_depth:
-                        T.buffer_store(self.o.out, value, place)
-                        continue
-                    with T.If(last < self.what.value_depth), T.Then():
-                        T.buffer_store(self.o.out, value, place)
+                if self.parts is None:
+                    place = [self.batch, query, int64(self.head)]
+                    self._store_values(self.o.out, place, row, total)
+                    continue
+                place = self.parts.row(self.part, self.batch, self.head, query)
+                self._store_values(self.parts.sums, place, row)
+                with T.If(tirx.EQ(self.lane, 0)), T.Then():
+                    for behind, value in enumerate((self.largest[row], total)):
+                        last = int64(self.what.value_depth + behind)
+                        T.buffer_store(self.parts.sums, value, [*place, last])
+
+    def _store_values(self, to: Any, at: list[Expr], row: int, total: Expr | None = None) -> None:
+        """A row's values, over their weights' sum where there is one."""
+        for number in range(self.numbers):
+            value = self.values[row * self.numbers + number]
+            if total is not None:
+                value = value / total
+            last = let(int64(self.lane + number * SHARING))
+            if (number + 1) * SHARING <= self.what.value_depth:
+                T.buffer_store(to, value, [*at, last])
+                continue
+            with T.If(last < self.what.value_depth), T.Then():
+                T.buffer_store(to, value, [*at, last])
 
 
 def _stride(depth: int) -> int:

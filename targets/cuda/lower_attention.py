@@ -1,4 +1,4 @@
-"""attention(q, k, v[, mask])  ->  call_tir(attention kernel, q, k, v[, mask])
+"""attention(q, k, v[, mask])  ->  call_tir(attention kernel, q, k, v[, mask])[0]
 
 One kernel for all attentions of a model that differ in nothing but batch and lengths. Heads that
 are too long for it stay as they are: `attention.py` makes three kernels of them."""
@@ -14,6 +14,8 @@ from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.targets.cpu.attention_operands import Attention
 from lbcompiler.targets.cpu.lower_attention import described
 from lbcompiler.targets.cuda.attention_fused import attention_kernel, fits
+from lbcompiler.targets.cuda.attention_parts import parts_shape
+from lbcompiler.targets.lowering import results_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,17 @@ class LowerAttention:
         def visit(call: Any, scope: Scope) -> Any:
             if call.op != ops.ATTENTION:
                 return None
-            what = replace(described(call), few=None)  # one program for any number of queries
+            what = described(call)
+            if what.few:
+                what = replace(what, few=None)  # the kernel looks itself
             if not fits(what):
                 return None
             if what not in functions:
                 functions[what] = scope.builder.add_func(attention_kernel(what), what.name)
-            return relax.call_tir(functions[what], list(call.args), call.ty)
+            types = [call.ty]
+            if what.few is None:
+                shape = parts_shape(what, call.ty.shape.values[0])
+                types.append(relax.TensorType(list(shape), "float32"))
+            return results_of(functions[what], list(call.args), types, scope)[0]
 
         return replace(model, module=rewrite(model.module, visit))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lbcompiler.targets.cpu.attention_operands import Attention, Heads
 from lbcompiler.targets.cuda.attention_fused import LONGEST, attention_kernel, fits
+from lbcompiler.targets.cuda.attention_parts import MOST, parts_shape
 from tests.emulator.build import Emulated, cuda_text, emulate
 
 Array = NDArray[Any]
@@ -24,14 +25,15 @@ CASES = {  # batch, queries, keys, heads, key heads, depth, value depth, causal,
     "causal, tiles with tails": (1, 40, 70, 2, 1, 64, 64, True, None),
     "odd depths, a mask of keys": (1, 33, 33, 2, 2, 21, 12, False, "BK"),
     "one query of many keys": (1, 1, 50, 2, 2, 80, 128, True, None),
+    "three queries of many more keys": (2, 3, 530, 2, 1, 72, 40, True, "K"),
     "a mask of everything": (2, 34, 33, 2, 1, 16, 16, False, "BHQK"),
 }
 
 
-def described(case: tuple[Any, ...]) -> Attention:
+def described(case: tuple[Any, ...], few: bool | None = None) -> Attention:
     _, _, _, heads, key_heads, depth, value_depth, causal, mask = case
     parts = Heads(heads), Heads(key_heads), Heads(key_heads)
-    return Attention(*parts, depth, value_depth, depth**-0.5, causal, mask, None)
+    return Attention(*parts, depth, value_depth, depth**-0.5, causal, mask, few)
 
 
 def inputs(case: tuple[Any, ...]) -> Iterator[Array]:
@@ -63,21 +65,55 @@ def output(case: tuple[Any, ...]) -> Array:
     return np.full((batch, queries, heads, value_depth), np.nan, np.float32)
 
 
+def scratch(case: tuple[Any, ...], few: bool | None = None) -> list[Array]:
+    """What a kernel writes behind its output."""
+    if few is False:
+        return []
+    return [np.full(parts_shape(described(case), case[0]), np.nan, np.float32)]
+
+
+@pytest.mark.parametrize("few", [None, False])
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_as_softmax_between_two_products(name: str) -> None:
+def test_the_same_as_softmax_between_two_products(name: str, few: bool | None) -> None:
     case = CASES[name]
     given, out = list(inputs(case)), output(case)
-    kernel = emulate({"attention": attention_kernel(described(case))})
+    kernel = emulate({"attention": attention_kernel(described(case, few))})
     for seed in SEEDS:
-        kernel("attention", *given, out, seed=seed)
+        kernel("attention", *given, out, *scratch(case, few), seed=seed)
         np.testing.assert_allclose(out, expected(case, *given), rtol=0, atol=4 * TOLERANCE)
+
+
+def test_parts_of_the_keys_give_the_same_bits_in_any_order() -> None:
+    case = CASES["three queries of many more keys"]
+    given, (parts,) = list(inputs(case)), scratch(case)
+    kernel, outs = emulate({"attention": attention_kernel(described(case))}), []
+    for seed in SEEDS:
+        outs.append(output(case))
+        kernel("attention", *given, outs[-1], parts, seed=seed)
+        np.testing.assert_array_equal(outs[-1], outs[0])
+    tiles, size = -(-530 // 16), 2
+    used = np.isfinite(parts.reshape(MOST, 2, *parts.shape[1:])[:, :, :, 0]).all(axis=(1, 2, 3))
+    assert used.tolist() == [part * size < tiles for part in range(MOST)]
+
+
+def test_a_part_whose_keys_are_all_masked_counts_nothing() -> None:
+    case = (1, 1, 96, 1, 1, 16, 16, False, "K")
+    given, out = list(inputs(case)), output(case)
+    given[-1] = np.zeros((1, 1, 1, 96), np.float32)
+    given[-1][..., 32:64] = -np.inf
+    kernel = emulate({"attention": attention_kernel(described(case))})
+    kernel("attention", *given, out, *scratch(case))
+    np.testing.assert_allclose(out, expected(case, *given), rtol=0, atol=4 * TOLERANCE)
+    given[-1][:] = -np.inf
+    kernel("attention", *given, out, *scratch(case))
+    assert np.isnan(out).all()
 
 
 def test_heads_within_a_larger_tensor_in_another_order() -> None:
     """q, k and v are heads 0..1, 2 and 3 of one tensor (batch, heads, positions, depth)."""
     whole = np.random.default_rng(1).standard_normal((1, 4, 9, 16)).astype(np.float32)
     parts = [Heads(count, "BHSD", first, 4) for count, first in ((2, 0), (1, 2), (1, 3))]
-    what = Attention(*parts, 16, 16, 0.25)
+    what = Attention(*parts, 16, 16, 0.25)  # few is False
     case = (1, 9, 9, 2, 1, 16, 16, False, None)
     out = output(case)
     emulate({"attention": attention_kernel(what)})("attention", whole, whole, whole, out)
@@ -90,7 +126,8 @@ def test_a_query_that_sees_nothing_is_nan() -> None:
     given, out = list(inputs(case)), output(case)
     given[-1] = np.zeros((1, 1, 3, 5), np.float32)
     given[-1][0, 0, 1] = -np.inf
-    emulate({"attention": attention_kernel(described(case))})("attention", *given, out)
+    kernel = emulate({"attention": attention_kernel(described(case))})
+    kernel("attention", *given, out, *scratch(case))
     assert np.isnan(out[0, 1]).all()
     assert np.isfinite(out[0, [0, 2]]).all()
 
@@ -99,7 +136,7 @@ def test_a_query_that_sees_nothing_is_nan() -> None:
 def test_no_barrier_is_idle(barrier: int) -> None:
     case = (1, 40, 100, 1, 1, 16, 16, False, None)
     given, wanted = list(inputs(case)), expected(case, *inputs(case))
-    text = cuda_text({"attention": attention_kernel(described(case))})
+    text = cuda_text({"attention": attention_kernel(described(case, few=False))})
     start = text.index("__global__ void")
     calls = [match.span() for match in re.finditer(r"\n\s*tvm_\w*cta_sync\(\);", text[start:])]
     assert len(calls) == 2
