@@ -36,10 +36,15 @@ LAYER_NORM, RMS_NORM = (tvm.ir.Op.get(f"relax.nn.{name}_norm") for name in ("lay
 
 @dataclass(frozen=True)
 class FuseActivationQuantize:
+    """`keeps_costly_rows`: a row with an activation goes to memory, for quantizers that would
+    compute it each time they read it.
+    """
+
+    keeps_costly_rows: bool = True
     name: ClassVar[str] = "fuse_activation_quantize"
 
     def __call__(self, model: Model) -> Model:
-        fusions = _Search(model.module["main"]).fusions()
+        fusions = _Search(model.module["main"], self.keeps_costly_rows).fusions()
         roles = {var: fusion for fusion in fusions for var in fusion.variables}
         emitted: dict[Any, Any] = {}
 
@@ -111,7 +116,8 @@ class _Fusion:
 
 
 class _Search:
-    def __init__(self, main: Any) -> None:
+    def __init__(self, main: Any, keeps_costly_rows: bool) -> None:
+        self.keeps_costly_rows = keeps_costly_rows
         self.bound = {binding.var: binding.value for binding in bindings(main)}
         self.uses: Counter[Any] = Counter()
         for value in [*self.bound.values(), main.body.body]:
@@ -158,7 +164,8 @@ class _Search:
         has_sum = combined is not None and prologue.norm != "none"
         # a quantizer reads a row several times: one that is costly to compute goes to memory,
         # unless its rotation has a place for it
-        is_costly = prologue.activation != "none" and not is_rotated
+        has_activation = prologue.activation != "none"
+        is_costly = self.keeps_costly_rows and has_activation and not is_rotated
         prologue = replace(
             prologue,
             keeps_sum=has_sum and self.uses[inner] > 1,

@@ -1,27 +1,75 @@
 """What lowering linears to calls of kernels takes on every target."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax
 
+from lbcompiler.formats import format_named
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer
-from lbcompiler.ir.rewrite import Scope
+from lbcompiler.ir.prologue import Prologue, prologue_of
+from lbcompiler.ir.rewrite import Scope, bindings
 
+KernelFor = Callable[..., Any]
 ANALYZER = tvm.sym.Analyzer()
 
 
-class Lowering:
+class Lowering(ABC):
     """layers: their records, to be completed; functions: what is asked of a kernel -> its
-    GlobalVar; quantized: what linears share of an activation -> its parts.
+    GlobalVar; quantized: what linears share of an activation -> its parts; fused: the values of a
+    fused quantize -> its call; readers: the first linear that reads a quantized activation.
     """
 
-    def __init__(self, layers: dict[str, Layer]) -> None:
+    def __init__(
+        self, kernel_for: KernelFor, layers: dict[str, Layer], readers: dict[Any, Any]
+    ) -> None:
+        self.kernel_for = kernel_for
         self.layers = layers
+        self.readers = readers
         self.functions: dict[tuple[Any, ...], Any] = {}
         self.quantized: dict[tuple[Any, ...], list[Any]] = {}
+        self.fused: dict[Any, Any] = {}
+
+    @abstractmethod
+    def run_prologue(
+        self,
+        kernel: Any,
+        args: Sequence[Any],
+        k: int,
+        rule: str,
+        prologue: Prologue,
+        scope: Scope,
+    ) -> tuple[list[Any], list[Any]]:
+        """(the float results, the operands of a GEMM) of a quantize that computes its rows."""
+
+    def fused_quantize(self, call: Any, scope: Scope) -> Any:
+        """The tuple that the call was: in place of its codes what linears find its operands by."""
+        kernel = self.kernel_for(*ops.linear_formats(self.readers[scope.variable]))
+        kept, operands = self._run_fused(kernel, call, prologue_of(call.attrs), scope)
+        self.quantized[(kernel.quantizer, call)] = operands
+        self.fused[operands[0]] = call
+        shape = relax.ShapeExpr(call.args[0].ty.shape.values)
+        rows = [scope.emit(relax.op.reshape(row, shape)) for row in kept]
+        parts = format_named(str(call.attrs["format"])).parts
+        return relax.Tuple([*[operands[0]] * parts, *rows])
+
+    def operands_of(self, kernel: Any, call: Any, scope: Scope) -> list[Any]:
+        """A fused quantize as this kernel wants it."""
+        key = (kernel.quantizer, call)
+        if key not in self.quantized:  # another kernel than the first: the float results are there
+            prologue = replace(prologue_of(call.attrs), keeps_sum=False, keeps_row=False)
+            _, self.quantized[key] = self._run_fused(kernel, call, prologue, scope)
+        return self.quantized[key]
+
+    def _run_fused(
+        self, kernel: Any, call: Any, prologue: Prologue, scope: Scope
+    ) -> tuple[list[Any], list[Any]]:
+        k, rule = int(call.args[0].ty.shape.values[-1]), str(call.attrs["scale_rule"])
+        return self.run_prologue(kernel, call.args, k, rule, prologue, scope)
 
     def rows(self, x: Any, scope: Scope) -> Any:
         """x (.., k) as one matrix (M, k)."""
@@ -52,10 +100,14 @@ def product_of(
     lead: Sequence[Any],
     n: int,
     scope: Scope,
+    scratch: Sequence[Any] = (),
 ) -> Any:
-    """y (.., n) of a GEMM's call; `weights` are the packed ones and what follows them."""
+    """y (.., n) of a GEMM's call; `weights` are the packed ones and what follows them, `scratch`
+    the types of further results, which nobody reads.
+    """
     m = operands[0].ty.shape.values[0]
-    y = scope.emit(relax.call_tir(gemm, [*operands, *weights], relax.TensorType([m, n], "float32")))
+    types = [relax.TensorType([m, n], "float32"), *scratch]
+    y = results_of(gemm, [*operands, *weights], types, scope)[0]
     return relax.op.reshape(y, [*lead, n]) if len(lead) != 1 else y
 
 
@@ -65,3 +117,16 @@ def quantize_of(activation: list[Any], scope: Scope) -> Any:
     if not isinstance(part, relax.TupleGetItem):
         return None
     return scope.call_to(part.tuple_value, ops.QUANTIZE)
+
+
+def first_readers(module: Any) -> dict[Any, Any]:
+    """The variable of a quantized activation -> the first linear that reads it."""
+    readers: dict[Any, Any] = {}
+    quantized: dict[Any, Any] = {}  # a part -> the variable
+    for binding in bindings(module["main"]):
+        value = binding.value
+        if isinstance(value, relax.TupleGetItem):
+            quantized[binding.var] = value.tuple_value
+        elif ops.is_call_to(value, ops.LINEAR) and value.args[0] in quantized:
+            readers.setdefault(quantized[value.args[0]], value)
+    return readers

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 
 from tvm import relax
 
-from lbcompiler.formats import format_named
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Layer, Model
-from lbcompiler.ir.prologue import Prologue, prologue_of
-from lbcompiler.ir.rewrite import Scope, bindings, rewrite
+from lbcompiler.ir.prologue import Prologue
+from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.ir.rotation import rotation_of
 from lbcompiler.targets.cpu.configs import Tuned, fields_of
 from lbcompiler.targets.cpu.sources import PrologueRows
@@ -31,9 +30,14 @@ from lbcompiler.targets.cpu.windows import (
     gathered_operands,
     window_shape,
 )
-from lbcompiler.targets.lowering import Lowering, product_of, quantize_of, results_of
-
-KernelFor = Callable[..., Any]
+from lbcompiler.targets.lowering import (
+    KernelFor,
+    Lowering,
+    first_readers,
+    product_of,
+    quantize_of,
+    results_of,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class LowerLinears:
     name: ClassVar[str] = "lower_linears"
 
     def __call__(self, model: Model) -> Model:
-        readers = _first_readers(model.module)
+        readers = first_readers(model.module)
         lowering = _Lowering(self.kernel_for, self.tuned, dict(model.layers), readers)
         module = rewrite(model.module, lowering.visit)
         return replace(model, module=module, layers=lowering.layers)
@@ -57,15 +61,12 @@ class _Lowering(Lowering):
         layers: dict[str, Layer],
         readers: dict[Any, Any],
     ) -> None:
-        super().__init__(layers)
-        self.kernel_for = kernel_for
-        self.readers = readers
+        super().__init__(kernel_for, layers, readers)
         self.tuned = tuned
-        self.fused: dict[Any, Any] = {}  # the values of a fused quantize -> its call
 
     def visit(self, call: Any, scope: Scope) -> Any:
         if call.op == ops.FUSED_QUANTIZE:
-            return self._fused_quantize(call, scope)
+            return self.fused_quantize(call, scope)
         if call.op != ops.LINEAR:
             return None
         activation, packed, bias = ops.linear_operands(call)
@@ -79,7 +80,7 @@ class _Lowering(Lowering):
         rows = self.rows(x, scope)
         operands = [rows]
         if source is not None and source.op == ops.FUSED_QUANTIZE:
-            operands = self._operands_of(kernel, source, scope)
+            operands = self.operands_of(kernel, source, scope)
         elif source is not None:
             operands = self._quantize(
                 kernel, rows, x, int(k), str(source.attrs["scale_rule"]), scope
@@ -106,7 +107,7 @@ class _Lowering(Lowering):
                 parts = self._quantize_windows(kernel, windows, m, k, rule, scope)
             elif turned is not None:
                 prologue = Prologue(rotation=rotation_of(turned.attrs))
-                _, parts = self._run_prologue(kernel, [turned.args[0]], k, rule, prologue, scope)
+                _, parts = self.run_prologue(kernel, [turned.args[0]], k, rule, prologue, scope)
             else:
                 built = self._function(key, lambda: kernel.quantize(k, rule), scope)
                 parts = self._call(built, [rows], m, specs, scope)
@@ -132,32 +133,7 @@ class _Lowering(Lowering):
         built = self._function(name, lambda: gather_windows(shape, plan), scope)
         return self._call(built, images, m, specs, scope)
 
-    def _fused_quantize(self, call: Any, scope: Scope) -> Any:
-        """The tuple that the call was: in place of its codes what linears find its operands by."""
-        kernel = self.kernel_for(*ops.linear_formats(self.readers[scope.variable]))
-        kept, operands = self._run_fused(kernel, call, prologue_of(call.attrs), scope)
-        self.quantized[(kernel.quantizer, call)] = operands
-        self.fused[operands[0]] = call
-        shape = relax.ShapeExpr(call.args[0].ty.shape.values)
-        rows = [scope.emit(relax.op.reshape(row, shape)) for row in kept]
-        parts = format_named(str(call.attrs["format"])).parts
-        return relax.Tuple([*[operands[0]] * parts, *rows])
-
-    def _operands_of(self, kernel: Any, call: Any, scope: Scope) -> list[Any]:
-        """A fused quantize as this kernel wants it."""
-        key = (kernel.quantizer, call)
-        if key not in self.quantized:  # another kernel than the first: the float results are there
-            prologue = replace(prologue_of(call.attrs), keeps_sum=False, keeps_row=False)
-            _, self.quantized[key] = self._run_fused(kernel, call, prologue, scope)
-        return self.quantized[key]
-
-    def _run_fused(
-        self, kernel: Any, call: Any, prologue: Prologue, scope: Scope
-    ) -> tuple[list[Any], list[Any]]:
-        k, rule = int(call.args[0].ty.shape.values[-1]), str(call.attrs["scale_rule"])
-        return self._run_prologue(kernel, call.args, k, rule, prologue, scope)
-
-    def _run_prologue(
+    def run_prologue(
         self,
         kernel: Any,
         args: Sequence[Any],
@@ -166,7 +142,6 @@ class _Lowering(Lowering):
         prologue: Prologue,
         scope: Scope,
     ) -> tuple[list[Any], list[Any]]:
-        """(the float results, the operands of a GEMM)."""
         rows = [self.rows(x, scope) for x in args[: prologue.rows]]
         key = ("quantize", kernel.quantizer, k, rule, prologue.name, prologue)
         build = partial(kernel.quantize, k, rule, PrologueRows(prologue))
@@ -192,16 +167,3 @@ class _Lowering(Lowering):
             name = "_".join(str(part) for part in key if not isinstance(part, Prologue))
             self.functions[key] = scope.builder.add_func(build(), name)
         return self.functions[key]
-
-
-def _first_readers(module: Any) -> dict[Any, Any]:
-    """The variable of a quantized activation -> the first linear that reads it."""
-    readers: dict[Any, Any] = {}
-    quantized: dict[Any, Any] = {}  # a part -> the variable
-    for binding in bindings(module["main"]):
-        value = binding.value
-        if isinstance(value, relax.TupleGetItem):
-            quantized[binding.var] = value.tuple_value
-        elif ops.is_call_to(value, ops.LINEAR) and value.args[0] in quantized:
-            readers.setdefault(quantized[value.args[0]], value)
-    return readers

@@ -10,6 +10,7 @@ from typing import Any
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.dump import Dump
 from lbcompiler.ir.model import Dim
+from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Files, KernelUse, Target
 from lbcompiler.targets.cuda.arch import ARCHS, Arch, archs_named, best_for
@@ -54,7 +55,12 @@ def _target(arch: Arch) -> Target:
         name="cuda",
         isa=arch.name,
         supports=lambda weight, act: "",  # every pair has a kernel on the exact route
-        passes=(PackWeights(kernels), LowerLinears(kernels), LowerAttention()),
+        passes=(
+            FuseActivationQuantize(keeps_costly_rows=False),
+            PackWeights(kernels),
+            LowerLinears(kernels),
+            LowerAttention(),
+        ),
         build=partial(_build, arch),
         check=lambda: find_nvcc().check(arch),
         activation_rules=frozenset(chain.from_iterable(RULES.values())),

@@ -28,7 +28,9 @@ STATIC_SHARED = 48 << 10  # bytes a block may have without asking for more at la
 @dataclass(frozen=True)
 class Arch:
     """`threads`, `blocks`, `shared` (bytes): what one multiprocessor holds at once; `block_shared`:
-    what one block may have; `cuda`: the first CUDA release that compiles for it.
+    what one block may have; `cuda`: the first CUDA release that compiles for it;
+    `multiprocessors`: of the largest device in use (A100, A40, L40S, H100 and H200, B200, RTX PRO
+    6000); a grid that is made for it fills a smaller one as well, less evenly.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Arch:
     blocks: int
     shared: int
     block_shared: int
+    multiprocessors: int
 
     @property
     def device(self) -> str:
@@ -87,14 +90,14 @@ class Arch:
 
 KIB = 1 << 10
 ARCHS = (
-    Arch("sm_80", (8, 0), (11, 0), 2048, 32, 164 * KIB, 163 * KIB),
-    Arch("sm_86", (8, 6), (11, 1), 1536, 16, 100 * KIB, 99 * KIB),
-    Arch("sm_89", (8, 9), (11, 8), 1536, 24, 100 * KIB, 99 * KIB),
-    Arch("sm_90", (9, 0), (11, 8), 2048, 32, 228 * KIB, 227 * KIB),
-    Arch("sm_90a", (9, 0), (12, 0), 2048, 32, 228 * KIB, 227 * KIB),
-    Arch("sm_100a+tcgen05", (10, 0), (12, 8), 2048, 32, 228 * KIB, 227 * KIB),
-    Arch("sm_100a", (10, 0), (12, 8), 2048, 32, 228 * KIB, 227 * KIB),
-    Arch("sm_120a", (12, 0), (12, 8), 1536, 24, 100 * KIB, 99 * KIB),
+    Arch("sm_80", (8, 0), (11, 0), 2048, 32, 164 * KIB, 163 * KIB, 108),
+    Arch("sm_86", (8, 6), (11, 1), 1536, 16, 100 * KIB, 99 * KIB, 84),
+    Arch("sm_89", (8, 9), (11, 8), 1536, 24, 100 * KIB, 99 * KIB, 142),
+    Arch("sm_90", (9, 0), (11, 8), 2048, 32, 228 * KIB, 227 * KIB, 132),
+    Arch("sm_90a", (9, 0), (12, 0), 2048, 32, 228 * KIB, 227 * KIB, 132),
+    Arch("sm_100a+tcgen05", (10, 0), (12, 8), 2048, 32, 228 * KIB, 227 * KIB, 148),
+    Arch("sm_100a", (10, 0), (12, 8), 2048, 32, 228 * KIB, 227 * KIB, 148),
+    Arch("sm_120a", (12, 0), (12, 8), 1536, 24, 100 * KIB, 99 * KIB, 188),
 )  # what runs on one device stands in the order of preference, the best last
 
 

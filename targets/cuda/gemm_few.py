@@ -35,6 +35,7 @@ from lbcompiler.targets.cuda.intrinsics import (
 )
 from lbcompiler.targets.cuda.layout import ROWS, STEPS, depths
 from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.split import Parts, Span
 from lbcompiler.targets.cuda.weights import Weights
 
 EIGHT = 8  # rows of x that one instruction takes
@@ -53,16 +54,23 @@ class Few:
         return self.warps * max(ring, self.rows * ROWS * 4)
 
 
-def emit_few(few: Few, x: Activations, weights: Weights, output: Output) -> None:
+def emit_few(
+    few: Few, x: Activations, weights: Weights, output: Output, parts: Parts | None = None
+) -> None:
     """The launch, within a kernel's PrimFunc, for an m of up to `few.rows`."""
-    with launch([-(-weights.n // ROWS)], few.warps * WARP) as (place, thread):
+    count = 1 if parts is None else parts.count
+    grid = [-(-weights.n // ROWS)] if parts is None else [-(-weights.n // ROWS), count]
+    with launch(grid, few.warps * WARP) as (place, thread):
         stage_bytes = few.rows * x.row_bytes + weights.tile_bytes
         shared = Shared(few.shared_bytes(x.row_bytes, weights.tile_bytes))
         lane, warp = let(thread % WARP), let(thread // WARP)
         ring = let(warp * (few.shared_bytes(x.row_bytes, weights.tile_bytes) // few.warps))
         sums = Registers(few.rows // EIGHT * 4, "float32")
         sums.clear()
-        _sum_of_warp(few, x, weights, shared, ring, stage_bytes, place[0], warp, lane, sums)
+        span = Span.of(depths(weights.k), count, place[-1])
+        if parts is not None:
+            output = parts.output(output, place[1])
+        _sum_of_warp(few, x, weights, span, shared, ring, stage_bytes, place[0], warp, lane, sums)
         _add_up(few, shared, warp, lane, sums)
         _store(few, x, output, shared, place[0], thread)
 
@@ -71,6 +79,7 @@ def _sum_of_warp(
     few: Few,
     x: Activations,
     weights: Weights,
+    span: Span,
     shared: Shared,
     ring: Expr,
     stage_bytes: int,
@@ -79,14 +88,13 @@ def _sum_of_warp(
     lane: Expr,
     sums: Registers,
 ) -> None:
-    count = depths(weights.k)
     zero = tirx.const(0, "int32")
     x_bytes = few.rows * x.row_bytes
 
     def copy(number: Expr) -> None:
         """The warp's tile of that number, if it has one."""
-        depth = let(number * few.warps + warp)
-        with T.If(depth < count), T.Then():
+        depth = let(span.first + number * few.warps + warp)
+        with T.If(depth < span.end), T.Then():
             offset = let(ring + number % few.stages * stage_bytes)
             x.copy(shared, offset, few.rows, zero, depth, lane, WARP)
             weights.copy(shared, offset + x_bytes, 1, tile, depth, lane, WARP)
@@ -94,11 +102,11 @@ def _sum_of_warp(
 
     for number in range(few.stages - 1):
         copy(tirx.const(number, "int32"))
-    with T.serial(-(-count // few.warps)) as number:
+    with T.serial((span.end - span.first + (few.warps - 1)) // few.warps) as number:
         wait_for_copies(few.stages - 2)
         warp_barrier()
         copy(number + (few.stages - 1))
-        with T.If(number * few.warps + warp < count), T.Then():
+        with T.If(span.first + number * few.warps + warp < span.end), T.Then():
             offset = let(ring + number % few.stages * stage_bytes)
             held = weights.load(shared, offset + x_bytes, 1, zero, lane)
             scales = held.decoded_scales()

@@ -36,6 +36,7 @@ from lbcompiler.targets.cuda.intrinsics import (
 )
 from lbcompiler.targets.cuda.layout import DEPTH, ROWS, STEPS, depths
 from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.split import Parts, Span
 from lbcompiler.targets.cuda.weights import CHUNK, Weights
 
 ROW_BYTES = DEPTH * 2  # of x, in one tile
@@ -125,12 +126,17 @@ def row_piece(row: Expr, piece: Expr) -> Expr:
     return row * ROW_BYTES + (piece ^ row % 8) * CHUNK
 
 
-def emit_gemm(tiling: Tiling, x: Activations, weights: Weights, output: Output) -> None:
-    """The launch, within a kernel's PrimFunc."""
-    blocks = (x.m + (tiling.rows - 1)) // tiling.rows
-    grid = [blocks, -(-weights.n // tiling.columns)]
-    with launch(grid, tiling.threads) as (place, thread):
-        Block(tiling, x, weights, output, place, thread).emit()
+def emit_gemm(
+    tiling: Tiling, x: Activations, weights: Weights, output: Output, parts: Parts | None = None
+) -> None:
+    """The launch, within a kernel's PrimFunc; with `parts` of up to as many rows as these have."""
+    with launch(grid_of(tiling, x, weights, parts), tiling.threads) as (place, thread):
+        Block(tiling, x, weights, output, parts, place, thread).emit()
+
+
+def grid_of(tiling: Tiling, x: Any, weights: Any, parts: Parts | None) -> list[Expr]:
+    grid = [(x.m + (tiling.rows - 1)) // tiling.rows, -(-weights.n // tiling.columns)]
+    return grid if parts is None else [*grid, parts.count]
 
 
 class Block:
@@ -140,10 +146,13 @@ class Block:
         x: Any,
         weights: Any,
         output: Output,
+        parts: Parts | None,
         place: list[Expr],
         thread: Expr,
     ) -> None:
-        self.tiling, self.x, self.weights, self.output = tiling, x, weights, output
+        self.tiling, self.x, self.weights = tiling, x, weights
+        self.output = output if parts is None else parts.output(output, place[2])
+        self.span = Span.of(weights.depth_count, 1 if parts is None else parts.count, place[-1])
         self.thread = thread
         self.lane, warp = let(thread % WARP), let(thread // WARP)
         self.first_row = let(place[0] * tiling.rows)
@@ -156,18 +165,18 @@ class Block:
         self.sums = Registers(self.row_tiles * tiling.warp_tiles * 8, "float32")
 
     def emit(self) -> None:
-        tiling, count = self.tiling, self.weights.depth_count
+        tiling, span = self.tiling, self.span
         self.sums.clear()
         for stage in range(tiling.stages - 1):
-            if stage < count:
-                self._copy(tirx.const(stage * self.stage_bytes, "int32"), stage)
+            with T.If(span.first + stage < span.end), T.Then():
+                self._copy(tirx.const(stage * self.stage_bytes, "int32"), span.first + stage)
             commit_copies()
-        with T.serial(count) as depth:
+        with T.serial(span.end - span.first) as depth:
             wait_for_copies(tiling.stages - 2)
             barrier()
             ahead = depth + (tiling.stages - 1)
-            with T.If(ahead < count), T.Then():
-                self._copy(let(ahead % tiling.stages * self.stage_bytes), ahead)
+            with T.If(span.first + ahead < span.end), T.Then():
+                self._copy(let(ahead % tiling.stages * self.stage_bytes), span.first + ahead)
             commit_copies()
             self._multiply(let(depth % tiling.stages * self.stage_bytes))
         self._store()

@@ -15,7 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from lbcompiler.targets.cuda.gemm_mma import Block, Tiling, row_piece
+from lbcompiler.targets.cuda.gemm_mma import Block, Tiling, grid_of, row_piece
 from lbcompiler.targets.cuda.intrinsics import (
     Device,
     Expr,
@@ -36,6 +36,7 @@ from lbcompiler.targets.cuda.intrinsics import (
 from lbcompiler.targets.cuda.layout import tiles
 from lbcompiler.targets.cuda.layout_native import ROW, Pair
 from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.split import Parts
 from lbcompiler.targets.cuda.weights import CHUNK, Tiles
 
 PIECES = ROW // CHUNK
@@ -228,8 +229,13 @@ def _product(pair: Pair) -> Device:
     return Device(name, text)
 
 
-def emit_native(tiling: Tiling, x: NativeRows, weights: NativeWeights, output: Output) -> None:
-    """The launch, within a kernel's PrimFunc."""
-    grid = [(x.m + (tiling.rows - 1)) // tiling.rows, -(-weights.n // tiling.columns)]
-    with launch(grid, tiling.threads) as (place, thread):
-        NativeBlock(x.pair, tiling, x, weights, output, place, thread).emit()
+def emit_native(
+    tiling: Tiling,
+    x: NativeRows,
+    weights: NativeWeights,
+    output: Output,
+    parts: Parts | None = None,
+) -> None:
+    """The launch, within a kernel's PrimFunc; with `parts` of up to as many rows as these have."""
+    with launch(grid_of(tiling, x, weights, parts), tiling.threads) as (place, thread):
+        NativeBlock(x.pair, tiling, x, weights, output, parts, place, thread).emit()

@@ -1,6 +1,6 @@
 """The exact GEMM of sm_90a: y^T = W x^T by `wgmma`, weights decoded in registers as operand A.
 
-    block (128 columns of y, `tokens` rows)
+    a block a multiprocessor, for every `blocks`-th share of y (128 columns, `tokens` rows)
         a producer warp: for tile of 64 k's, into a ring of `stages`
             TMA of x (tokens, 64), swizzled by 128 bytes; bulk copies of packed W, 8 tiles
             full[stage] counts the bytes
@@ -8,13 +8,17 @@
             wait full[stage]; each warp decodes its tile of 16 rows: four steps of operand A
             4 wgmma m64 n(tokens) k16, x from shared memory
             arrive at empty[stage]
-        y = epilogue(sums), from registers
+        y = epilogue(sums), from registers; the producer fills the ring for the next share
 
 A packed tile is in the order of operand A already (layout.py), so weights pass from shared memory
 to registers once. While one warpgroup decodes the other multiplies. Rows beyond M are zeros that
 TMA fills in.
+
+Shares are numbered down `group` of them, then to the right: blocks that run at the same time read
+few rows of x and few columns of W, which the L2 cache then has.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +51,7 @@ from lbcompiler.targets.cuda.intrinsics import (
     Shared,
     barrier,
     bound,
+    int32,
     int64,
     launch,
     let,
@@ -66,10 +71,14 @@ BARRIERS = 128  # bytes before the ring
 
 @dataclass(frozen=True)
 class Wide:
-    """`tokens` (a multiple of 8 up to 256) rows of x a block, over a ring of `stages`."""
+    """`tokens` (a multiple of 8 up to 256) rows of x at once, over a ring of `stages`, in at most
+    `blocks` blocks; shares of y are taken in groups of `group` below one another.
+    """
 
     tokens: int
     stages: int
+    blocks: int
+    group: int
 
     def stage_bytes(self, row_bytes: int, weight_bytes: int) -> int:
         size = self.tokens * row_bytes + COLUMN_TILES * weight_bytes
@@ -83,9 +92,32 @@ def emit_wide(wide: Wide, x: Activations, weights: Weights, output: Output) -> N
     """The launch, within a kernel's PrimFunc."""
     shape = [x.m, x.parts, depths(weights.k) * DEPTH]
     x_map = tensor_map(x.x, shape, [wide.tokens, 1, DEPTH])
-    grid = [(x.m + (wide.tokens - 1)) // wide.tokens, -(-tiles(weights.n) // COLUMN_TILES)]
-    with launch(grid, THREADS) as (place, thread):
-        _Block(wide, x, weights, output, x_map, place, thread).emit()
+    shares = _Shares((x.m + (wide.tokens - 1)) // wide.tokens, weights, wide)
+    with launch([shares.blocks], THREADS) as ((block,), thread):
+        _Block(wide, x, weights, output, x_map, shares, block, thread).emit()
+
+
+class _Shares:
+    """Of y: `below` one another (int64), and `beside`; numbered by groups."""
+
+    def __init__(self, below: Expr, weights: Weights, wide: Wide) -> None:
+        self.below, self.beside = below, -(-tiles(weights.n) // COLUMN_TILES)
+        self.group = wide.group
+        self.blocks = tirx.min(below * self.beside, int64(wide.blocks))
+
+    def count(self, block: Expr) -> Expr:
+        """int32: how many a block has."""
+        rest = self.below * self.beside - int64(block)
+        return bound(int32(tirx.truncdiv(rest + (self.blocks - 1), self.blocks)), "int32")
+
+    def place(self, block: Expr, turn: Expr) -> tuple[Expr, Expr]:
+        """(row, column) of a block's share of that number, int32."""
+        number = let(block + turn * int32(self.blocks))
+        of_group = self.group * self.beside
+        first = let(number // of_group * self.group)
+        height = tirx.min(int32(self.below) - first, tirx.const(self.group, "int32"))
+        column = bound(tirx.truncdiv(number % of_group, height), "int32")
+        return bound(first + (number % of_group - column * height), "int32"), column
 
 
 class _Block:
@@ -96,13 +128,13 @@ class _Block:
         weights: Weights,
         output: Output,
         x_map: Any,
-        place: list[Expr],
+        shares: _Shares,
+        block: Expr,
         thread: Expr,
     ) -> None:
         self.wide, self.x, self.weights, self.output, self.x_map = wide, x, weights, output, x_map
+        self.shares, self.block = shares, block
         self.thread, self.lane, self.warp = thread, let(thread % WARP), let(thread // WARP)
-        self.first_row = let(place[0] * wide.tokens)
-        self.first_tile = let(place[1] * COLUMN_TILES)
         self.x_bytes = wide.tokens * x.row_bytes
         self.stage_bytes = wide.stage_bytes(x.row_bytes, weights.tile_bytes)
         size = wide.shared_bytes(x.row_bytes, weights.tile_bytes)
@@ -133,42 +165,54 @@ class _Block:
             with T.Then():
                 fewer_registers(PRODUCER_REGISTERS)
                 with T.If(tirx.EQ(self.thread, CONSUMERS * WARP)), T.Then():
-                    self._produce()
+                    self._each_share(self._produce)
             with T.Else():
                 more_registers(CONSUMER_REGISTERS)
-                self._consume()
+                self.sums = Registers(self.wide.tokens // 2, "float32")
+                self._each_share(self._consume)
 
-    def _produce(self) -> None:
+    def _each_share(self, work: Callable[[Expr, Expr, Registers], None]) -> None:
+        """`work` of the first row, the first tile of columns, and the number of tiles of 64 k's
+        that went through the ring so far: its stage and the parity of its barriers follow from it.
+        """
+        passed = Registers(1, "int32")
+        passed.clear()
+        with T.serial(self.shares.count(self.block)) as turn:
+            row, column = self.shares.place(self.block, turn)
+            work(row * self.wide.tokens, column * COLUMN_TILES, passed)
+
+    def _produce(self, first_row: Expr, first_tile: Expr, passed: Registers) -> None:
         """One thread starts all copies."""
-        wide, count, stages = self.wide, depths(self.weights.k), self.wide.stages
-        rest = tiles(self.weights.n) - self.first_tile
+        wide, stages = self.wide, self.wide.stages
+        rest = tiles(self.weights.n) - first_tile
         held = bound(tirx.Min(rest, tirx.const(COLUMN_TILES, "int32")), "int32")
-        with T.serial(count) as depth:
-            stage = let(depth % stages)
+        with T.serial(depths(self.weights.k)) as depth:
+            stage, turn = let(passed[0] % stages), let(passed[0] // stages)
+            passed[0] = passed[0] + 1
             full, offset = self._full(stage), self._stage(stage)
-            WAIT.run(self._empty(stage), (depth // stages + 1) % 2)
+            WAIT.run(self._empty(stage), (turn + 1) % 2)
             EXPECT.run(full, self.x_bytes + held * tile_bytes(self.weights.fmt))
             for part in range(self.x.parts):
                 target = self._address(offset + part * wide.tokens * ROW_BYTES)
-                at = (depth * DEPTH, part, self.first_row)
+                at = (depth * DEPTH, part, first_row)
                 COPY_TILE.run(target, T.address_of(self.x_map), *at, full)
             with T.serial(held) as tile:
                 behind = offset + self.x_bytes
                 for buffer, size in self.weights.parts:
-                    place = [int64(self.first_tile + tile), int64(depth), int64(0)]
+                    place = [int64(first_tile + tile), int64(depth), int64(0)]
                     target = self._address(behind + tile * size)
                     COPY_BULK.run(target, buffer.ptr_to(place), size, full)
                     behind = behind + COLUMN_TILES * size
 
-    def _consume(self) -> None:
-        wide, count, stages = self.wide, depths(self.weights.k), self.wide.stages
-        sums = Registers(wide.tokens // 2, "float32")
-        sums.clear()
+    def _consume(self, first_row: Expr, first_tile: Expr, passed: Registers) -> None:
+        wide, stages = self.wide, self.wide.stages
+        self.sums.clear()
         a = Registers(STEPS * 4, "uint32")
-        with T.serial(count) as depth:
-            stage = let(depth % stages)
+        with T.serial(depths(self.weights.k)):
+            stage, turn = let(passed[0] % stages), let(passed[0] // stages)
+            passed[0] = passed[0] + 1
             offset = self._stage(stage)
-            WAIT.run(self._full(stage), depth // stages % 2)
+            WAIT.run(self._full(stage), turn % 2)
             behind = offset + self.x_bytes
             tile = self.weights.load(self.shared, behind, COLUMN_TILES, self.warp, self.lane)
             scales = tile.decoded_scales()
@@ -181,23 +225,24 @@ class _Block:
                 rows = self._address(offset + part * wide.tokens * ROW_BYTES)
                 for step in range(STEPS):
                     at = DESCRIPTOR(rows + tirx.const(step * 32, "uint32"))
-                    wgmma(wide.tokens, sums, a, step * 4, at)
+                    wgmma(wide.tokens, self.sums, a, step * 4, at)
             WGMMA_COMMIT.run()
             WGMMA_WAIT.run()
             with T.If(tirx.EQ(self.lane, 0)), T.Then():
                 ARRIVE.run(self._empty(stage))
-        self._store(sums)
+        self._store(first_row, first_tile)
 
-    def _store(self, sums: Registers) -> None:
+    def _store(self, first_row: Expr, first_tile: Expr) -> None:
         """Sum i of a thread: row g + 8 (i / 2 % 2) of the warp's tile, token 8 (i / 4) + 2 c + i %
-        2."""
-        first = (self.first_tile + self.warp) * ROWS + self.lane // 4
+        2.
+        """
+        first = (first_tile + self.warp) * ROWS + self.lane // 4
         columns = [let(first), let(first + 8)]
         for eight in range(self.wide.tokens // 8):
             for odd in (0, 1):
-                row = let(self.first_row + eight * 8 + self.lane % 4 * 2 + odd)
+                row = let(first_row + eight * 8 + self.lane % 4 * 2 + odd)
                 with T.If(int64(row) < self.x.m), T.Then():
                     scale = self.output.row_scale(row)
                     for half, column in enumerate(columns):
-                        value = sums[eight * 4 + half * 2 + odd]
+                        value = self.sums[eight * 4 + half * 2 + odd]
                         self.output.store(row, column, [value], scale)

@@ -33,10 +33,8 @@ class FloatLinear:
     packing = "rows"
     quantizer = "float32"
 
-    def quantize(self, k: int, scale_rule: str, rotation: Any = None) -> Any:
+    def quantize(self, k: int, scale_rule: str) -> Any:
         """None: rows go in as they are."""
-        if rotation is not None:
-            raise ValueError("a linear in float32 is not rotated")
 
     def quantized_specs(self, k: int) -> list[Spec]:
         return [((k,), "float32")]
@@ -61,6 +59,10 @@ class FloatLinear:
 
     def default_config(self, n: int, k: int) -> NoConfig:
         return NoConfig()
+
+    def scratch(self, n: int, config: NoConfig) -> list[Spec]:
+        """Nothing but y is written."""
+        return []
 
     def packed_specs(self, n: int, k: int) -> list[Spec]:
         return [((n, k), "float32")]

@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat, Quantized
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.gemm_few import Few, emit_few
 from lbcompiler.targets.cuda.gemm_mma import ROW_BYTES, Activations, Tiling, emit_gemm
@@ -32,7 +32,8 @@ from lbcompiler.targets.cuda.layout import (
     tiles,
 )
 from lbcompiler.targets.cuda.output import Output
-from lbcompiler.targets.cuda.quantize import Quantizer
+from lbcompiler.targets.cuda.quantize import PLAIN, Quantizer
+from lbcompiler.targets.cuda.split import FEW, Parts, Splits, parts_to_fill
 from lbcompiler.targets.cuda.weights import Weights
 
 Spec = tuple[tuple[int, ...], str]  # shape and dtype
@@ -45,7 +46,9 @@ class Config:
     A block computes `rows` x `columns` of y with `row_warps` x `column_warps` warps, over a ring of
     `stages` tiles of 64 k's. Up to 16 rows a block computes 16 columns, and its `few_warps` share
     K, each with a ring of `few_stages`. On sm_90a more than `rows` rows are taken `tokens` at a
-    time, over a ring of `wide_stages`.
+    time, over a ring of `wide_stages`, by `blocks` blocks that stay, one a multiprocessor, which
+    take shares of y in groups of `group` below one another. K is taken in `few_splits` parts for up
+    to 16 rows, and in `splits` parts for up to `rows`, where there would be few blocks.
     """
 
     rows: int
@@ -57,10 +60,18 @@ class Config:
     few_stages: int
     tokens: int = 256
     wide_stages: int = 4
+    blocks: int = 1
+    group: int = 4
+    few_splits: int = 1
+    splits: int = 1
+
+    @property
+    def split(self) -> Splits:
+        return Splits(self.few_splits, self.splits, self.rows)
 
     @property
     def wide(self) -> Wide:
-        return Wide(self.tokens, self.wide_stages)
+        return Wide(self.tokens, self.wide_stages, self.blocks, self.group)
 
     @property
     def tiling(self) -> Tiling:
@@ -102,12 +113,13 @@ class LinearKernel:
         """bfloat16 numbers that an activation is the sum of."""
         return 2 if self.act is None else 1
 
-    def quantize(self, k: int, scale_rule: str, rotation: Rotation | None = None) -> Any:
-        """PrimFunc(x f32 (M, k), activation operands..), of x rotated if there is a rotation.
+    def quantize(self, k: int, scale_rule: str, prologue: Prologue = PLAIN) -> Any:
+        """PrimFunc(x f32 (M, k), activation operands..); with a prologue, its operands in place of
+        x and its float results before the others.
 
         ConfigError for a scale rule that has to search.
         """
-        return Quantizer(self.act, rotation).build(k, scale_rule)
+        return Quantizer(self.act, prologue).build(k, scale_rule)
 
     def quantized_specs(self, k: int) -> list[Spec]:
         """Of the activation operands, without the leading M: bfloat16 as uint16, K padded with
@@ -125,7 +137,9 @@ class LinearKernel:
     def gemm(
         self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: Config | None = None
     ) -> Any:
-        """PrimFunc(activation operands.., packed weights..[, bias f32 (n,)], y f32 (M, n))."""
+        """PrimFunc(activation operands.., packed weights..[, bias f32 (n,)], y f32 (M, n)[, what
+        `scratch` says]).
+        """
         chosen = config or self.default_config(n, k)
         self._check(chosen)
         with kernel() as builder:
@@ -135,27 +149,37 @@ class LinearKernel:
             weights = Weights.declare(self.weight, n, k)
             has_scale = self.weight.has_tensor_scale
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
+            few, some = chosen.split.declare(n)
             with T.If(m <= 8):
                 with T.Then():
-                    emit_few(Few(8, chosen.few_warps, chosen.few_stages), x, weights, output)
-                with T.Else(), T.If(m <= 16):
+                    emit_few(Few(8, chosen.few_warps, chosen.few_stages), x, weights, output, few)
+                with T.Else(), T.If(m <= FEW):
                     with T.Then():
-                        emit_few(Few(16, chosen.few_warps, chosen.few_stages), x, weights, output)
+                        wide_few = Few(FEW, chosen.few_warps, chosen.few_stages)
+                        emit_few(wide_few, x, weights, output, few)
                     with T.Else():
-                        self._emit_many(chosen, x, weights, output, m)
+                        self._emit_many(chosen, x, weights, output, some)
+            chosen.split.combine(few, some, output)
         return builder.get()
 
     def _emit_many(
-        self, config: Config, x: Activations, weights: Weights, output: Output, m: Any
+        self, config: Config, x: Activations, weights: Weights, output: Output, parts: Parts | None
     ) -> None:
-        if not self.has_wgmma:
+        if not self.has_wgmma and parts is None:
             emit_gemm(config.tiling, x, weights, output)
             return
-        with T.If(m <= config.rows):
+        with T.If(x.m <= config.rows):
             with T.Then():
-                emit_gemm(config.tiling, x, weights, output)
+                emit_gemm(config.tiling, x, weights, output, parts)
             with T.Else():
-                emit_wide(config.wide, x, weights, output)
+                if self.has_wgmma:
+                    emit_wide(config.wide, x, weights, output)
+                else:
+                    emit_gemm(config.tiling, x, weights, output)
+
+    def scratch(self, n: int, config: Config) -> list[Spec]:
+        """Of the results behind y, which nobody reads: room for the sums of a K in parts."""
+        return config.split.specs(n)
 
     @property
     def has_wgmma(self) -> bool:
@@ -164,7 +188,8 @@ class LinearKernel:
 
     def default_config(self, n: int, k: int) -> Config:
         """What `gemm` takes without a config: the deepest rings that fit, of 128 rows if these
-        still have three stages.
+        still have three stages; parts of K that fill the GPU and leave every warp of the kernel for
+        few rows two tiles, the other's pipeline four.
         """
         few = [
             (warps, stages)
@@ -173,8 +198,22 @@ class LinearKernel:
             if Few(16, warps, stages).shared_bytes(ROW_BYTES * self.parts, tile_bytes(self.weight))
             <= self.arch.block_shared
         ]
+        count, multiprocessors = depths(k), self.arch.multiprocessors
+        few_splits = parts_to_fill(multiprocessors, tiles(n), count, 2 * few[0][0])
+        splits = parts_to_fill(multiprocessors, -(-n // 128), count, 4)
         configs = (
-            Config(rows, 128, 2, 4, stages, *few[0], wide_stages=wide_stages)
+            Config(
+                rows,
+                128,
+                2,
+                4,
+                stages,
+                *few[0],
+                wide_stages=wide_stages,
+                blocks=multiprocessors,
+                few_splits=few_splits,
+                splits=splits,
+            )
             for rows in (128, 64)
             for stages in (4, 3)
             for wide_stages in (4, 3, 2)
@@ -203,11 +242,12 @@ class LinearKernel:
         """The fields of the config that matter for M rows, with the values worth trying; what asks
         for too much shared memory together is refused by `gemm`.
         """
-        if m <= 16:
-            return {"few_warps": (4, 8), "few_stages": (3, 4, 6)}
+        if m <= FEW:
+            return {"few_warps": (4, 8), "few_stages": (3, 4, 6), "few_splits": (1, 2, 4, 8)}
         if self.has_wgmma and m > self.default_config(n, k).rows:
-            return {"tokens": (128, 256), "wide_stages": (2, 3, 4)}
-        return {"rows": (64, 128), "columns": (64, 128), "stages": (2, 3, 4)}
+            return {"tokens": (128, 256), "wide_stages": (2, 3, 4), "group": (2, 4, 8, 16)}
+        space = {"rows": (64, 128), "columns": (64, 128), "stages": (2, 3, 4)}
+        return space if m > 128 else {**space, "splits": (1, 2, 4, 8)}
 
     def packed_specs(self, n: int, k: int) -> list[Spec]:
         """Of what `pack` returns for W (n, k), known without it."""

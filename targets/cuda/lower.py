@@ -1,24 +1,34 @@
 """linear(quantize(x).., packed..[, b])  ->  call_tir(gemm, quantized x.., packed..[, b])
 quantize(x), x                        ->  call_tir(quantize, x)
-quantize(hadamard(x)), hadamard(x)    ->  call_tir(quantize, x), which rotates its rows
+fused_quantize(x.., g..)              ->  call_tir(quantize, x.., g..), its float results too
+hadamard(x) of a float activation     ->  call_tir(quantize, x), which rotates its rows
 
 Activations are made into the operands of the GEMM that reads them (codes or bfloat16 values in its
 layout, scales) once for all linears that want the same; activations in float are split into the
 numbers that tensor cores take. Rows of all leading dimensions run as one (M, K) matrix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from tvm import relax
 
 from lbcompiler.ir import ops
-from lbcompiler.ir.model import Layer, Model
+from lbcompiler.ir.model import Model
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.ir.rotation import rotation_of
-from lbcompiler.targets.lowering import Lowering, product_of, quantize_of, results_of
+from lbcompiler.targets.cuda.quantize import PLAIN
+from lbcompiler.targets.lowering import (
+    KernelFor,
+    Lowering,
+    first_readers,
+    product_of,
+    quantize_of,
+    results_of,
+)
 
-KernelFor = Callable[..., Any]
 OPAQUE = 8  # kOpaque of TVM's op_attr_types.h: not to be fused with anything
 
 
@@ -28,27 +38,31 @@ class LowerLinears:
     name: ClassVar[str] = "lower_linears"
 
     def __call__(self, model: Model) -> Model:
-        lowering = _Lowering(self.kernel_for, dict(model.layers))
+        readers = first_readers(model.module)
+        lowering = _Lowering(self.kernel_for, dict(model.layers), readers)
         module = rewrite(model.module, lowering.visit)
         return replace(model, module=module, layers=lowering.layers)
 
 
 class _Lowering(Lowering):
-    def __init__(self, kernel_for: KernelFor, layers: dict[str, Layer]) -> None:
-        super().__init__(layers)
-        self.kernel_for = kernel_for
-
     def visit(self, call: Any, scope: Scope) -> Any:
+        if call.op == ops.FUSED_QUANTIZE:
+            return self.fused_quantize(call, scope)
         if call.op != ops.LINEAR:
             return None
         activation, packed, bias = ops.linear_operands(call)
         kernel = self.kernel_for(*ops.linear_formats(call))
-        source = quantize_of(activation, scope)
+        source = self.fused.get(activation[0])
+        if source is None:
+            source = quantize_of(activation, scope)
         x = activation[0] if source is None else source.args[0]
         rule = "none" if source is None else str(source.attrs["scale_rule"])
         *lead, k = x.ty.shape.values
         n, k, epilogue = int(call.attrs["n"]), int(k), str(call.attrs["epilogue"])
-        operands = self._operands(kernel, x, k, rule, scope)
+        if source is not None and source.op == ops.FUSED_QUANTIZE:
+            operands = self.operands_of(kernel, source, scope)
+        else:
+            operands = self._quantized(kernel, x, k, rule, scope)
         config = kernel.default_config(n, k)
         layer = str(call.attrs["layer"])
         self.layers[layer] = replace(
@@ -58,36 +72,51 @@ class _Lowering(Lowering):
         options = {"bias": bias is not None, "epilogue": epilogue, "config": config}
         gemm = self._function(key, lambda: kernel.gemm(n, k, **options), scope)
         weights = [*packed, *([] if bias is None else [bias])]
-        return product_of(gemm, operands, weights, lead, n, scope)
+        scratch = [relax.TensorType(list(s), kind) for s, kind in kernel.scratch(n, config)]
+        return product_of(gemm, operands, weights, lead, n, scope, scratch)
 
-    def _operands(self, kernel: Any, x: Any, k: int, rule: str, scope: Scope) -> list[Any]:
+    def _quantized(self, kernel: Any, x: Any, k: int, rule: str, scope: Scope) -> list[Any]:
         key = (kernel.quantizer, k, rule, x)
         if key not in self.quantized:
             turned = scope.call_to(x, ops.HADAMARD)
-            rotation = None if turned is None else rotation_of(turned.attrs)
-            rows = self.rows(x if turned is None else turned.args[0], scope)
-            self.quantized[key] = self._quantize(kernel, rows, k, rule, rotation, scope)
+            if turned is None:
+                source, prologue = x, PLAIN
+            else:
+                source, prologue = turned.args[0], Prologue(rotation=rotation_of(turned.attrs))
+            _, operands = self.run_prologue(kernel, [source], k, rule, prologue, scope)
+            self.quantized[key] = operands
         return self.quantized[key]
 
-    def _quantize(
-        self, kernel: Any, rows: Any, k: int, rule: str, rotation: Any, scope: Scope
-    ) -> list[Any]:
-        name = [] if rotation is None else [rotation.name]
-        key = ("quantize", kernel.quantizer, k, rule, *name)
-        built = self._function(key, lambda: kernel.quantize(k, rule, rotation), scope)
+    def run_prologue(
+        self,
+        kernel: Any,
+        args: Sequence[Any],
+        k: int,
+        rule: str,
+        prologue: Prologue,
+        scope: Scope,
+    ) -> tuple[list[Any], list[Any]]:
+        rows = [self.rows(x, scope) for x in args[: prologue.rows]]
+        key = ("quantize", kernel.quantizer, k, rule, *filter(None, [prologue.name]), prologue)
+        built = self._function(key, partial(_quantize, kernel, k, rule, prologue), scope)
         if built is None:
-            return [rows]
-        m = rows.ty.shape.values[0]
-        types = [
-            relax.TensorType(list(shape), dtype) for shape, dtype in kernel.quantized_shapes(m, k)
-        ]
-        return results_of(built, [rows], types, scope)
+            return [], rows
+        m = rows[0].ty.shape.values[0]
+        shapes = [((m, k), "float32")] * prologue.kept + kernel.quantized_shapes(m, k)
+        types = [relax.TensorType(list(shape), dtype) for shape, dtype in shapes]
+        results = results_of(built, [*rows, *args[prologue.rows :]], types, scope)
+        return results[: prologue.kept], results[prologue.kept :]
 
     def _function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
         if key not in self.functions:
             function = build()
             if function is not None:
                 function = function.with_attr("op_pattern", OPAQUE)
-                function = scope.builder.add_func(function, "_".join(map(str, key)))
+                name = "_".join(str(part) for part in key if not isinstance(part, Prologue))
+                function = scope.builder.add_func(function, name)
             self.functions[key] = function
         return self.functions[key]
+
+
+def _quantize(kernel: Any, k: int, rule: str, prologue: Prologue) -> Any:
+    return kernel.quantize(k, rule) if prologue == PLAIN else kernel.quantize(k, rule, prologue)

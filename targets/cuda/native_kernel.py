@@ -8,7 +8,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import Quantized
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.cuda.gemm_mma import Tiling
 from lbcompiler.targets.cuda.gemm_native import NativeRows, NativeWeights, emit_native
 from lbcompiler.targets.cuda.intrinsics import kernel
@@ -23,7 +23,9 @@ from lbcompiler.targets.cuda.layout_native import (
 )
 from lbcompiler.targets.cuda.linear_kernel import Config, LinearKernel, Spec
 from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.quantize import PLAIN
 from lbcompiler.targets.cuda.quantize_native import NativeQuantizer
+from lbcompiler.targets.cuda.split import FEW, parts_to_fill
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class NativeKernel(LinearKernel):
         size = "bytes" if self.act.name in EIGHT_BIT else "nibbles"
         return f"{self.act.name}_{size}"
 
-    def quantize(self, k: int, scale_rule: str, rotation: Rotation | None = None) -> Any:
+    def quantize(self, k: int, scale_rule: str, prologue: Prologue = PLAIN) -> Any:
         """PrimFunc(x f32 (M, k), codes, scales[, row scales f32 (M, 1)])."""
-        return NativeQuantizer(self.pair, rotation).build(k, scale_rule)
+        return NativeQuantizer(self.pair, prologue).build(k, scale_rule)
 
     def quantized_specs(self, k: int) -> list[Spec]:
         depth = self.pair.depths(k)
@@ -78,15 +80,32 @@ class NativeKernel(LinearKernel):
             weights = NativeWeights.declare(pair, n, k)
             has_scale = self.weight.has_tensor_scale
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
-            with T.If(m <= 16):
+            few, some = chosen.split.declare(n)
+            with T.If(m <= FEW):
                 with T.Then():
-                    emit_native(_few(chosen), x, weights, output)
+                    emit_native(_few(chosen), x, weights, output, few)
                 with T.Else():
-                    emit_native(chosen.tiling, x, weights, output)
+                    if some is None:
+                        emit_native(chosen.tiling, x, weights, output)
+                    else:
+                        with T.If(m <= chosen.rows):
+                            with T.Then():
+                                emit_native(chosen.tiling, x, weights, output, some)
+                            with T.Else():
+                                emit_native(chosen.tiling, x, weights, output)
+            chosen.split.combine(few, some, output)
         return builder.get()
 
     def default_config(self, n: int, k: int) -> Config:
-        configs = (Config(128, 128, 2, 4, stages, 4, 3) for stages in (4, 3, 2))
+        """The deepest ring that fits; parts of K that fill the GPU, of two tiles at least."""
+        count, multiprocessors = self.pair.depths(k), self.arch.multiprocessors
+        few_splits, splits = (
+            parts_to_fill(multiprocessors, -(-n // columns), count, 2) for columns in (64, 128)
+        )
+        configs = (
+            Config(128, 128, 2, 4, stages, 4, 3, few_splits=few_splits, splits=splits)
+            for stages in (4, 3, 2)
+        )
         return next(c for c in configs if self._shared_bytes(c) <= self.arch.block_shared)
 
     def _shared_bytes(self, config: Config) -> int:
@@ -103,4 +122,4 @@ class NativeKernel(LinearKernel):
 
 
 def _few(config: Config) -> Tiling:
-    return Tiling(16, 16 * config.few_warps, 1, config.few_warps, config.few_stages)
+    return Tiling(FEW, 16 * config.few_warps, 1, config.few_warps, config.few_stages)

@@ -12,7 +12,9 @@ from lbcompiler.targets.cuda.intrinsics import Expr, bound, int64
 
 @dataclass(frozen=True)
 class Output:
-    """y f32 (m, n) and the arguments that belong to it; None where a kernel has none."""
+    """y f32 (m, n), from row `first_row` of its buffer on, and the arguments that belong to it;
+    None where a kernel has none.
+    """
 
     y: Any
     m: Expr
@@ -21,6 +23,7 @@ class Output:
     weight_scale: Any  # f32 (1,)
     bias: Any  # f32 (n,)
     activation: str
+    first_row: Any = 0
 
     @classmethod
     def declare(
@@ -58,10 +61,10 @@ class Output:
                     bound(self.finished(v, scale, column + i), "float32")
                     for i, v in enumerate(values)
                 ]
-                place = [int64(row), tirx.Ramp(int64(column), int64(1), 2)]
+                place = [int64(row) + self.first_row, tirx.Ramp(int64(column), int64(1), 2)]
                 T.buffer_store(self.y, tirx.Shuffle(pair, [0, 1]), place)
             return
         for i, value in enumerate(values):
             with T.If(column + i < self.n), T.Then():
                 kept = self.finished(value, scale, column + i)
-                T.buffer_store(self.y, kept, [int64(row), int64(column + i)])
+                T.buffer_store(self.y, kept, [int64(row) + self.first_row, int64(column + i)])

@@ -2,6 +2,7 @@
 with a tensor scale a row, bit for bit; what it writes is code * scale, a bfloat16.
 
     block: one row; its warps take pieces of 128 neighbours, four to a lane
+        [activation, sum or product with another row, norm]   (prologue_rows.py)
         rotation: butterflies within the lane, then by shuffles between lanes
         [the row's largest |x|: of lanes, warps, block]      formats with a tensor scale: x is read
         the largest |x| of a format's block, by shuffles      twice, from the L2 cache
@@ -20,6 +21,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda.intrinsics import (
     WARP,
@@ -34,6 +36,7 @@ from lbcompiler.targets.cuda.intrinsics import (
     let,
 )
 from lbcompiler.targets.cuda.layout import DEPTH, depths
+from lbcompiler.targets.cuda.prologue_rows import EACH, PIECE, PrologueRow
 from lbcompiler.targets.cuda.rounding import (
     DIFFERENCE,
     FOUR,
@@ -55,44 +58,46 @@ from lbcompiler.targets.cuda.rounding import (
     to_value,
 )
 
-EACH = 4  # neighbours of a lane
-PIECE = WARP * EACH
+PLAIN = Prologue()  # x as it is
 MOST_WARPS = 8
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """x f32 (M, k) -> bfloat16 (as uint16) (M, parts, Kp)[, row scales f32 (M, 1)]."""
+    """x f32 (M, k) -> bfloat16 (as uint16) (M, parts, Kp)[, row scales f32 (M, 1)].
+
+    A prologue that computes the rows has its operands in place of x, and its float results before
+    the others.
+    """
 
     fmt: BlockFormat | None
-    rotation: Rotation | None = None
+    prologue: Prologue = PLAIN
 
     def build(self, k: int, rule: str) -> Any:
         """The PrimFunc. ConfigError for a rule that searches and for a rotation it cannot do."""
         if self.fmt is not None:
             check_rule(self.fmt, rule)
-        if self.rotation is not None:
-            check_rotation(self.rotation, k)
+        check_rotation(self.prologue.rotation, k)
         with kernel() as builder:
-            m = tirx.Var("m", "int64")
-            x = T.arg("x", T.buffer((m, k), "float32"))
+            m, size = tirx.Var("m", "int64"), depths(k) * DEPTH
+            source = PrologueRow(self.prologue, m, k, size)
             parts = 2 if self.fmt is None else 1
             out = T.arg("values", T.buffer((m, parts, depths(k) * DEPTH), "uint16"))
             row_scales = None
             if self.fmt is not None and self.fmt.has_tensor_scale:
                 row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
-            size = depths(k) * DEPTH
             warps = min(MOST_WARPS, -(-size // PIECE))
             with launch([m], warps * WARP) as (place, thread):
-                row = _ProductRow(
-                    self.fmt, self.rotation, k, size, rule, x, row_scales, place[0], thread, warps
-                )
+                row = _ProductRow(self.fmt, rule, source, row_scales, place[0], thread, warps)
                 row.out = out
                 row.emit()
         return builder.get()
 
 
-def check_rotation(rotation: Rotation, k: int) -> None:
+def check_rotation(rotation: Rotation | None, k: int) -> None:
+    """ConfigError for one that a warp cannot do."""
+    if rotation is None:
+        return
     if rotation.size > PIECE:
         raise ConfigError(
             f"{rotation.name} is larger than the {PIECE} neighbours that a warp of the CUDA target "
@@ -103,51 +108,36 @@ def check_rotation(rotation: Rotation, k: int) -> None:
 
 
 class Row(ABC):
-    """The code of one block of threads, for a row of `size` places, the first k of them x's."""
+    """The code of one block of threads, for a row that a prologue computes."""
 
     def __init__(
         self,
         fmt: BlockFormat | None,
-        rotation: Rotation | None,
-        k: int,
-        size: int,
         rule: str,
-        x: Any,
+        source: PrologueRow,
         row_scales: Any,
         row: Expr,
         thread: Expr,
         warps: int,
     ) -> None:
-        self.fmt, self.rotation, self.size = fmt, rotation, size
-        self.k, self.rule, self.x, self.row_scales = k, rule, x, row_scales
-        self.pieces = -(-size // PIECE)
+        self.fmt, self.rule, self.source, self.row_scales = fmt, rule, source, row_scales
+        self.k, self.size, self.rotation = source.k, source.size, source.prologue.rotation
         self.row, self.warps = int64(row), warps
         self.lane, self.warp = let(thread % WARP), let(thread // WARP)
 
     def emit(self) -> None:
-        g = None if self.row_scales is None else self._row_scale()
-        with T.serial(-(-self.pieces // self.warps)) as turn:
-            piece = let(turn * self.warps + self.warp)
-            with T.If(piece < self.pieces), T.Then():
-                start = let(piece * PIECE + self.lane * EACH)
-                values = self._load(start)
-                self._finish(start, values, g)
+        is_read_twice = self.row_scales is not None
+        self.source.begin(self.row, self.lane, self.warp, self.warps, is_read_twice=is_read_twice)
+        g = self._row_scale() if is_read_twice else None
+        self.source.sweep(lambda start: self._finish(start, self._load(start, is_last=True), g))
 
     @abstractmethod
     def _finish(self, start: Expr, v: Registers, g: Expr | None) -> None:
         """Four neighbours from `start` on, quantized and stored."""
 
-    def _load(self, start: Expr) -> Registers:
+    def _load(self, start: Expr, *, is_last: bool) -> Registers:
         """Four neighbours, rotated; zeros beyond the row."""
-        v = Registers(EACH, "float32")
-        v.clear()
-        if self.k % EACH == 0:
-            with T.If(start < self.k), T.Then():
-                load_floats(v, self.x.ptr_to([self.row, int64(start)]))
-        else:
-            for i in range(EACH):
-                with T.If(start + i < self.k), T.Then():
-                    v[i] = self.x[self.row, int64(start + i)]
+        v = self.source.load(start, is_last=is_last)
         if self.rotation is not None:
             self._rotate(self.rotation, v)
         return v
@@ -182,14 +172,15 @@ class Row(ABC):
         assert self.fmt is not None
         largest = Registers(1, "int32")
         largest.clear()
-        with T.serial(-(-self.pieces // self.warps)) as turn:
-            piece = let(turn * self.warps + self.warp)
-            with T.If(piece < self.pieces), T.Then():
-                v = self._load(let(piece * PIECE + self.lane * EACH))
-                for i in range(EACH):
-                    bits = bound(MAGNITUDE(v[i]), "int32")
-                    finite = tirx.Select(bits < INFINITY, bits, tirx.const(0, "int32"))
-                    largest[0] = tirx.Max(largest[0], finite)
+
+        def look(start: Expr) -> None:
+            v = self._load(start, is_last=False)
+            for i in range(EACH):
+                bits = bound(MAGNITUDE(v[i]), "int32")
+                finite = tirx.Select(bits < INFINITY, bits, tirx.const(0, "int32"))
+                largest[0] = tirx.Max(largest[0], finite)
+
+        self.source.sweep(look)
         self._spread_maximum(largest, WARP)
         shared = T.alloc_buffer((self.warps,), "int32", scope="shared")
         with T.If(tirx.EQ(self.lane, 0)), T.Then():
@@ -280,11 +271,6 @@ class _ProductRow(Row):
         return values
 
 
-def load_floats(registers: Registers, pointer: Expr) -> None:
-    """Four float32 at a multiple of 16 bytes."""
-    _LOAD.run(registers.pointer(), pointer)
-
-
 def _signs(rotation: Rotation) -> Device:
     """lane -> bit i set where its neighbour i changes sign."""
     bits = np.resize(rotation.signs, PIECE) < 0
@@ -299,11 +285,6 @@ def _signs(rotation: Rotation) -> Device:
     return Device(name, text, "int32")
 
 
-_LOAD = Device(
-    "lb_load_floats",
-    "__device__ __forceinline__ void lb_load_floats(float* r, const void* p) { const float4 v = "
-    "*reinterpret_cast<const float4*>(p); r[0] = v.x; r[1] = v.y; r[2] = v.z; r[3] = v.w; }",
-)
 _STORE = Device(
     "lb_store_pairs",
     "__device__ __forceinline__ void lb_store_pairs(void* p, unsigned a, unsigned b) "

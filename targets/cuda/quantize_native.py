@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats.scales import NAN_BYTE
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.cuda.intrinsics import (
     WARP,
     Device,
@@ -25,7 +25,8 @@ from lbcompiler.targets.cuda.intrinsics import (
 from lbcompiler.targets.cuda.intrinsics import launch as launched
 from lbcompiler.targets.cuda.layout_native import ROW, Pair
 from lbcompiler.targets.cuda.layout_tcgen05 import ATOM, ATOM_BLOCKS, COLUMNS, GROUP, LANES, atoms
-from lbcompiler.targets.cuda.quantize import EACH, MOST_WARPS, PIECE, Row, check_rotation
+from lbcompiler.targets.cuda.prologue_rows import EACH, PIECE, PrologueRow
+from lbcompiler.targets.cuda.quantize import MOST_WARPS, PLAIN, Row, check_rotation
 from lbcompiler.targets.cuda.rounding import INFINITY, check_rule, code_of, code_of_scale, to_value
 
 
@@ -33,22 +34,22 @@ from lbcompiler.targets.cuda.rounding import INFINITY, check_rule, code_of, code
 class NativeQuantizer:
     """x f32 (M, k) -> codes uint8 (M, 128 S), scales uint8[, row scales f32 (M, 1)].
 
-    Scales are (M, ..), or `is_tiled` (ceil(M / 128), .., 512) as layout_tcgen05.py has them.
+    A prologue has its operands and float results where `Quantizer` has them. Scales are (M, ..), or
+    `is_tiled` (ceil(M / 128), .., 512) as layout_tcgen05.py has them.
     """
 
     pair: Pair
-    rotation: Rotation | None = None
+    prologue: Prologue = PLAIN
     is_tiled: bool = False
 
     def build(self, k: int, rule: str) -> Any:
         """The PrimFunc. ConfigError for a rule that searches and for a rotation it cannot do."""
         fmt, depth = self.pair.act, self.pair.depths(k)
         check_rule(fmt, rule)
-        if self.rotation is not None:
-            check_rotation(self.rotation, k)
+        check_rotation(self.prologue.rotation, k)
         with kernel() as builder:
-            m = tirx.Var("m", "int64")
-            x = T.arg("x", T.buffer((m, k), "float32"))
+            m, size = tirx.Var("m", "int64"), depth * self.pair.depth
+            source = PrologueRow(self.prologue, m, k, size)
             codes = T.arg("codes", T.buffer((m, depth * ROW), "uint8"))
             shape: tuple[Any, ...] = (m, depth * self.pair.row_scales)
             if self.is_tiled:
@@ -57,12 +58,10 @@ class NativeQuantizer:
             row_scales = None
             if fmt.has_tensor_scale:
                 row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
-            size = depth * self.pair.depth
             warps = min(MOST_WARPS, size // PIECE)
             with launched([m], warps * WARP) as (place, thread):
-                row = (_TiledRow if self.is_tiled else _NativeRow)(
-                    fmt, self.rotation, k, size, rule, x, row_scales, place[0], thread, warps
-                )
+                kind = _TiledRow if self.is_tiled else _NativeRow
+                row = kind(fmt, rule, source, row_scales, place[0], thread, warps)
                 row.pair, row.codes, row.scales = self.pair, codes, scales
                 row.emit()
         return builder.get()

@@ -7,7 +7,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import Quantized
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.cuda.gemm_tcgen05 import Tiled, Tokens, emit_tcgen05
 from lbcompiler.targets.cuda.intrinsics import kernel
 from lbcompiler.targets.cuda.layout import Array
@@ -16,6 +16,7 @@ from lbcompiler.targets.cuda.layout_tcgen05 import ATOM, GROUP, atoms, pack_scal
 from lbcompiler.targets.cuda.linear_kernel import Config, Spec
 from lbcompiler.targets.cuda.native_kernel import NativeKernel
 from lbcompiler.targets.cuda.output import Output
+from lbcompiler.targets.cuda.quantize import PLAIN
 from lbcompiler.targets.cuda.quantize_native import NativeQuantizer
 
 FEW = 16
@@ -39,9 +40,9 @@ class Tcgen05Kernel(NativeKernel):
     def quantizer(self) -> str:
         return f"{super().quantizer}_tensor_memory"
 
-    def quantize(self, k: int, scale_rule: str, rotation: Rotation | None = None) -> Any:
+    def quantize(self, k: int, scale_rule: str, prologue: Prologue = PLAIN) -> Any:
         """PrimFunc(x f32 (M, k), codes, scales[, row scales f32 (M, 1)])."""
-        return NativeQuantizer(self.pair, rotation, is_tiled=True).build(k, scale_rule)
+        return NativeQuantizer(self.pair, prologue, is_tiled=True).build(k, scale_rule)
 
     def quantized_specs(self, k: int) -> list[Spec]:
         """The second operand has a row for each 128 of x."""

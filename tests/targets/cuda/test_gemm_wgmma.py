@@ -18,8 +18,8 @@ from tests.targets.cuda.reference import (
 )
 
 SM_90A = arch_named("sm_90a")
-CONFIG = replace(SMALL, tokens=32, wide_stages=2)
-M, N, K = 70, 200, 200  # three tiles of tokens, two blocks of columns, none of them whole
+CONFIG = replace(SMALL, tokens=32, wide_stages=2, blocks=3, group=2)
+M, N, K = 70, 200, 170  # six shares of y for three blocks, none of them whole, of three tiles of k
 FEW_FORMATS = ("nvfp4", "mxint8", "mxfp6")  # 4, 8 and 6 bits; each step is that of the other GEMMs
 
 
@@ -33,7 +33,7 @@ def built(request):
     return fmt, emulate(functions, SM_90A.name)
 
 
-@pytest.mark.parametrize("m", [33, M])
+@pytest.mark.parametrize("m", [33, M, 4 * 32 + 5])
 @pytest.mark.parametrize("mode", ["w_a", "w"])
 def test_is_the_reference_up_to_the_order_of_the_sum(built, mode, m) -> None:
     fmt, functions = built
@@ -51,9 +51,15 @@ def test_is_the_reference_up_to_the_order_of_the_sum(built, mode, m) -> None:
 
 
 def test_a_kernel_without_one_of_its_waits_fails() -> None:
-    fmt, n, k, m = FORMATS["mxint4"], 128, 512, 40
+    fmt, n, k, m = (
+        FORMATS["mxint4"],
+        128,
+        192,
+        70,
+    )  # an odd number of tiles, and three shares a block
     kernel = kernel_for(fmt, fmt, SM_90A)
-    functions = emulate({"gemm": kernel.gemm(n, k, bias=False, config=CONFIG)}, SM_90A.name)
+    config = replace(CONFIG, blocks=1)
+    functions = emulate({"gemm": kernel.gemm(n, k, bias=False, config=config)}, SM_90A.name)
     rng = np.random.default_rng(0)
     x = rng.integers(-7, 8, (m, k)).astype(np.float32)
     x[:, ::32] = 7

@@ -5,6 +5,7 @@ import pytest
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda.kernels import kernel_for
 from lbcompiler.targets.cuda.rounding import RULES
@@ -48,7 +49,9 @@ def functions():
         kernel = kernel_for(FORMATS[name], FORMATS[name], SM_80)
         rule = RULES[kernel.act.scale][0]
         for rotation in ROTATIONS:
-            kernels[f"{name}_{rotation.name}"] = kernel.quantize(ROTATED_K, rule, rotation)
+            kernels[f"{name}_{rotation.name}"] = kernel.quantize(
+                ROTATED_K, rule, Prologue(rotation=rotation)
+            )
     kernels["split"] = kernel_for(FORMATS["nvfp4"], None, SM_80).quantize(K, "absmax")
     return emulate(kernels)
 
@@ -100,4 +103,6 @@ def test_a_rule_that_searches_is_refused() -> None:
 @pytest.mark.parametrize(("size", "k"), [(256, 512), (32, 48)])
 def test_a_rotation_it_cannot_do_is_refused(size, k) -> None:
     with pytest.raises(ConfigError, match=f"hadamard{size}"):
-        kernel_for(FORMATS["nvfp4"], FORMATS["nvfp4"], SM_80).quantize(k, "absmax", Rotation(size))
+        kernel_for(FORMATS["nvfp4"], FORMATS["nvfp4"], SM_80).quantize(
+            k, "absmax", Prologue(rotation=Rotation(size))
+        )
