@@ -91,6 +91,7 @@ class LayerRecord(Record):
     activation_scale_rule: str
     hadamard: int = 0
     hadamard_seed: int | None = None
+    hadamard_folded: bool = False
     smoothing: str = ""
     outliers: int = 0
     epilogue: str

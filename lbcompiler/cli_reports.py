@@ -360,7 +360,7 @@ def _print_layers(layers: Iterable[Any]) -> None:
                 layer.realized,
                 bits.get(layer.weight_format),
                 *map(_or_empty, (layer.activation_format, layer.quantizer, layer.scale_rule)),
-                layer.hadamard or None,
+                f"{layer.hadamard} folded" if layer.hadamard_folded else layer.hadamard or None,
                 _or_empty(layer.epilogue),
                 layer.kernel,
                 "" if layer.config_source == "default" else layer.config_source,

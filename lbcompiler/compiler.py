@@ -39,6 +39,7 @@ from lbcompiler.passes import (
     OBSERVE,
     PREPARE,
     ApplyDecisions,
+    FoldRotations,
     LiftWeights,
     Rotate,
     RotateResidual,
@@ -373,8 +374,9 @@ class _Clock:
 def _applied(decided: Decided) -> tuple[Pass, ...]:
     residual = () if decided.residual is None else (RotateResidual(decided.residual),)
     smooth = (Smooth(decided.smoothings),) if decided.smoothings else ()
+    fold = (FoldRotations(decided.folded),) if decided.folded else ()
     split = (SplitOutliers(decided.splits),) if decided.splits else ()
-    return (*residual, *smooth, *split, ApplyDecisions(decided.decisions))
+    return (*residual, *smooth, *fold, *split, ApplyDecisions(decided.decisions))
 
 
 def _forced(model: Model, config: CompileConfig) -> tuple[Pass, ...]:

@@ -9,6 +9,7 @@ from lbcompiler.passes.canonicalize import Canonicalize
 from lbcompiler.passes.channels_last import ChannelsLast
 from lbcompiler.passes.fold_batch_norm import FoldBatchNorm
 from lbcompiler.passes.fold_constants import FoldConstants
+from lbcompiler.passes.fold_rotations import FoldRotations
 from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.fuse_attention import FuseAttention
 from lbcompiler.passes.fuse_linear import FuseLinear
@@ -64,6 +65,7 @@ __all__ = [
     "ChannelsLast",
     "FoldBatchNorm",
     "FoldConstants",
+    "FoldRotations",
     "FuseActivationQuantize",
     "FuseAttention",
     "FuseLinear",

@@ -7,8 +7,10 @@
     attention(q, k, y), reshapes, transposes of heads     those of y, shared by grouped heads
 
 A factor that goes into these constants reaches the linear and nobody else: whatever lies between
-is read by that linear's group alone."""
+is read by that linear's group alone. So does a rotation of neighbouring rows, where nothing but
+reshapes and sums over keys lies between."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +34,14 @@ MULTIPLY = tvm.ir.Op.get("relax.multiply")
 @dataclass(frozen=True)
 class Source:
     """Channel j of x is made by number (or row) rows[j] of the constants of the norm or the dense
-    that `variable` is bound to. shifts: an offset reaches x as well.
+    that `variable` is bound to. shifts: an offset reaches x as well. mixes: so does a rotation of
+    blocks of rows, aligned ones whose size divides it; 1 for none.
     """
 
     variable: Any
     rows: Indices
     shifts: bool
+    mixes: int
 
 
 class NoSourceError(Exception):
@@ -63,7 +67,7 @@ class Channels:
         """Raises NoSourceError."""
         if self.uses[x] != len(self.groups[x]):
             raise NoSourceError("its input is read by others than linears")
-        return self._source(x, np.arange(_last(x)), True)
+        return self._source(x, np.arange(_last(x)), True, _last(x))
 
     def foldings(self) -> dict[str, Folding]:
         """By layer, of every linear with a constant weight."""
@@ -77,26 +81,26 @@ class Channels:
             found.update(dict.fromkeys(layers, folding))
         return found
 
-    def _source(self, var: Any, rows: Indices, shifts: bool) -> Source:
+    def _source(self, var: Any, rows: Indices, shifts: bool, mixes: int) -> Source:
         call = self.bound.get(var)
         if not isinstance(call, relax.Call):
             raise NoSourceError("its input is an input of the model")
         if call.op in (LAYER_NORM, RMS_NORM):
             return self._of_norm(var, call, rows, shifts)
         if call.op == ops.DENSE and self.is_dense(call):
-            return Source(var, rows, shifts)
+            return Source(var, rows, shifts, mixes)
         if call.op == RELU:
-            return self._source(self.alone(call.args[0]), rows, False)
+            return self._source(self.alone(call.args[0]), rows, False, 1)
         if call.op == MULTIPLY:
             return self._of_product(call, rows)
         if call.op == ops.IM2COL:
             pixels = self.alone(call.args[0])
-            return self._source(pixels, rows % _last(pixels), False)
+            return self._source(pixels, rows % _last(pixels), False, 1)
         if call.op == RESHAPE and _last(call.args[0]) == len(rows) == _last(call):
-            return self._source(self.alone(call.args[0]), rows, shifts)
+            return self._source(self.alone(call.args[0]), rows, shifts, mixes)
         attention = self.bound.get(call.args[0]) if call.op == RESHAPE else None
         if attention is not None and ops.is_call_to(attention, ops.ATTENTION):
-            return self._of_attention(call, attention, rows, shifts)
+            return self._of_attention(call, attention, rows, shifts, mixes)
         raise NoSourceError(
             f"its input is computed by {call.op.name}, which has no constant a channel"
         )
@@ -112,7 +116,7 @@ class Channels:
         along_rows = [int(axis) for axis in call.attrs.axes] in ([-1], [len(x.ty.shape.values) - 1])
         if not (is_whole and along_rows and all(map(self._is_known, gains))):
             raise NoSourceError("its input is a norm without constant gains along the last axis")
-        return Source(var, rows, shifts and call.op == LAYER_NORM)
+        return Source(var, rows, shifts and call.op == LAYER_NORM, 1)
 
     def _of_product(self, call: Any, rows: Indices) -> Source:
         """A factor goes into one side, the first where it can."""
@@ -120,12 +124,14 @@ class Channels:
         for factor in reversed(call.args):
             try:
                 if _last(factor) == width:
-                    return self._source(self.alone(factor), rows, False)
+                    return self._source(self.alone(factor), rows, False, 1)
             except NoSourceError as refusal:
                 reason = str(refusal)
         raise NoSourceError(reason or "its input is a product with what has not a number a channel")
 
-    def _of_attention(self, merged: Any, call: Any, rows: Indices, shifts: bool) -> Source:
+    def _of_attention(
+        self, merged: Any, call: Any, rows: Indices, shifts: bool, mixes: int
+    ) -> Source:
         """Values are averaged with weights that sum to 1, unless a mask bars all of them."""
         self.alone(merged.args[0])
         v, layout = call.args[2], str(call.attrs["layouts"][2])
@@ -137,7 +143,8 @@ class Channels:
         head, number = np.divmod(np.arange(heads * depth), depth)
         places = (first + head // (heads // key_heads)) * depth + number
         split = self._split_heads(v, layout, depth)
-        return self._source(self.alone(split), places[rows], shifts and _sees_keys(call))
+        sees = shifts and _sees_keys(call)
+        return self._source(self.alone(split), places[rows], sees, math.gcd(mixes, depth))
 
     def _alone_in_attention(self, v: Any, call: Any, first: int, key_heads: int) -> None:
         """Others may read other heads of a stack that v lies in, if they are this attention."""

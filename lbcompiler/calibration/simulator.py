@@ -45,8 +45,10 @@ class Simulator:
         self._split = split(run((LowerAttention(isa),), model).module)
         self.groups: tuple[Group, ...] = tuple(stage.group for stage in self._split.stages)
         ensure_threads()
-        executable = build(self._split.module, isa.tvm_target(), model.dims)
-        self._machine = relax.VirtualMachine(executable, tvm.cpu())
+        self._machine: Any = None
+        if any(segment.function for segment in self._split.segments):  # no code is no executable
+            executable = build(self._split.module, isa.tvm_target(), model.dims)
+            self._machine = relax.VirtualMachine(executable, tvm.cpu())
         self._linears = {
             linear.layer: linear for stage in self._split.stages for linear in stage.linears
         }

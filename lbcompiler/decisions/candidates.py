@@ -155,6 +155,11 @@ def solve(
     return whole + [s.best_split(best) for s, best in zip(searches, whole, strict=True)]
 
 
+def again(group: GroupProblem, choice: Choice, options: Options) -> Solution:
+    """A group quantized as was chosen before."""
+    return _Search(group, choice.weight_format, choice.act_format, options).solved(choice)
+
+
 class _Search:
     """One group in one format."""
 
@@ -165,7 +170,7 @@ class _Search:
         self.k = group.sample.shape[1]
         self.seen: dict[tuple[int, Split | None], GroupProblem] = {(0, None): group}
         self.rounded: dict[tuple[int, str, Split | None], Array] = {}
-        self.solved: dict[Choice, Solution] = {}
+        self.found: dict[Choice, Solution] = {}
         self.start_rule = options.rule or self.fmt.default_rule
         self.rules = _rules(self.fmt, (options.rule,) if options.rule else options.rules)
         self.act_rules = [WEIGHT_ONLY]
@@ -175,7 +180,7 @@ class _Search:
 
     def best(self) -> Solution:
         act = WEIGHT_ONLY if self.act is None else self.act.name
-        plain = self._solved(Choice(self.fmt.name, act, self.start_rule, self.act_rules[0]))
+        plain = self.solved(Choice(self.fmt.name, act, self.start_rule, self.act_rules[0]))
         sizes = [size for size in self.options.rotations if self.k % size == 0]
         forced = sizes and self.options.forced
         starts = [self._start(plain.choice, size) for size in (sizes if forced else [0, *sizes])]
@@ -213,7 +218,7 @@ class _Search:
         """Rounded to nearest with that rotation, by the best rule of activations."""
         choice = replace(plain, hadamard=size)
         return self._kept(
-            self._solved(choice), (replace(choice, act_rule=rule) for rule in self.act_rules[1:])
+            self.solved(choice), (replace(choice, act_rule=rule) for rule in self.act_rules[1:])
         )
 
     def _finished(self, start: Solution) -> Solution:
@@ -229,13 +234,13 @@ class _Search:
     def _kept(self, start: Solution, tried: Iterable[Choice]) -> Solution:
         best = start
         for choice in tried:
-            best = _better(self._solved(choice), best)
+            best = _better(self.solved(choice), best)
         return best
 
-    def _solved(self, choice: Choice) -> Solution:
-        if choice not in self.solved:
-            self.solved[choice] = self._solution(choice)
-        return self.solved[choice]
+    def solved(self, choice: Choice) -> Solution:
+        if choice not in self.found:
+            self.found[choice] = self._solution(choice)
+        return self.found[choice]
 
     def _solution(self, choice: Choice) -> Solution:
         group, rounded, cut = self._seen(choice), self._rounded(choice), self._cut(choice)

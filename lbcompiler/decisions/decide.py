@@ -31,12 +31,14 @@ from lbcompiler.decisions.budgets import cost_of, within_budget
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Solution
 from lbcompiler.decisions.cut import OFF, WIDE
-from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of, reason_of
+from lbcompiler.decisions.decided import Decided
+from lbcompiler.decisions.fold import Folder
 from lbcompiler.decisions.latency import kernel_seconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
+from lbcompiler.decisions.outcome import Outcome
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
-from lbcompiler.decisions.residual import remembered, residual_rotation
+from lbcompiler.decisions.residual import Residual, remembered, residual_rotation
 from lbcompiler.decisions.sensitivities import (
     Sensitivities,
     by_gradients,
@@ -48,9 +50,9 @@ from lbcompiler.decisions.tried import options_of
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import Quantized, format_named
-from lbcompiler.ir.model import Layer, Model
-from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.model import Array, Layer, Model
 from lbcompiler.ir.smoothing import Smoothing
+from lbcompiler.passes.fold_rotations import producers
 from lbcompiler.passes.rotate_residual import RotateResidual, stream_of
 from lbcompiler.passes.smooth import Smooth
 from lbcompiler.passes.split_outliers import can_reorder
@@ -150,8 +152,7 @@ class _Decider:
         self.store = CandidateStore(state, f"candidates-{_digest(self.key)}")
         self.smoothings: dict[str, Smoothing] = {}
         self.reordering: set[str] = set()
-        self.residual: Rotation | None = None
-        self.about_residual = ""
+        self.residual = Residual(None, "")
         self.turned: set[str] = set()  # the layers that read or write it
 
     def _check_rotation(self) -> None:
@@ -179,7 +180,8 @@ class _Decider:
         if self.config.chooses:
             return self._planned(known)
         chosen = {group: options[-1] for group, options in solutions.items()}
-        return self._result({g: Option(s, 0.0, 0.0) for g, s in chosen.items()}), known
+        options = {g: Option(s, 0.0, 0.0) for g, s in chosen.items()}
+        return self._result(options, statistics), known
 
     def _reordering(self) -> set[str]:
         """Groups whose input channels can have any order, for their outliers to stand together."""
@@ -194,7 +196,7 @@ class _Decider:
 
     def _residual(self, statistics: Statistics) -> Statistics:
         """The residual stream rotated where it helps, and what its linears read then."""
-        found = remembered(
+        self.residual = remembered(
             self.state,
             f"residual-{_digest(self.key)}",
             self.options.seed,
@@ -208,12 +210,11 @@ class _Decider:
                 self.progress,
             ),
         )
-        self.about_residual = found.said
-        if found.rotation is None:
+        rotation = self.residual.rotation
+        if rotation is None:
             return statistics
-        self.residual = found.rotation
         self.turned = set(stream_of(self.simulator.model.module).layers())
-        self.simulator = Simulator(run((RotateResidual(self.residual),), self.simulator.model))
+        self.simulator = Simulator(run((RotateResidual(rotation),), self.simulator.model))
         return self._statistics([*self.key, "residual"])
 
     def _smoothed(self, statistics: Statistics) -> Statistics:
@@ -231,11 +232,8 @@ class _Decider:
 
     def _candidates(self, statistics: Statistics) -> Solutions:
         def problem(group: str) -> GroupProblem:
-            known = statistics[group]
             weights = tuple(self.simulator.weight(layer) for layer in self.parts[group])
-            return GroupProblem(
-                weights, known.mean_hessian, known.sample, known.absmax, group in self.reordering
-            )
+            return self._problem(group, statistics, weights)
 
         return make_candidates(
             problem,
@@ -246,6 +244,14 @@ class _Decider:
             self.work.jobs,
             self.work.backend,
             self.progress,
+        )
+
+    def _problem(
+        self, group: str, statistics: Statistics, weights: tuple[Array, ...]
+    ) -> GroupProblem:
+        known = statistics[group]
+        return GroupProblem(
+            weights, known.mean_hessian, known.sample, known.absmax, group in self.reordering
         )
 
     def _planned(self, known: Measured) -> tuple[Decided, Measured]:
@@ -266,7 +272,7 @@ class _Decider:
         if budget is None and len(self.config.candidates) == 1:
             plan = uniform[-1]
         front = planner.front()
-        decided = self._result({} if plan is None else plan.chosen, front)
+        decided = self._result({} if plan is None else plan.chosen, known.statistics, front)
         return decided, replace(
             known,
             sensitivities=sensitivities,
@@ -332,46 +338,28 @@ class _Decider:
 
         return kept
 
-    def _result(self, picked: Mapping[str, Option], front: Sequence[Plan] = ()) -> Decided:
+    def _result(
+        self, picked: Mapping[str, Option], statistics: Statistics, front: Sequence[Plan] = ()
+    ) -> Decided:
         """Of a choice that was made from a front; without one there was none to make."""
-        ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
-        decisions, weights, splits = {}, {}, {}
-        for group, option in picked.items():
-            reason = reason_of(option, ranks[group] if front else 0, len(picked), self.config)
-            for i, layer in enumerate(self.parts[group]):
-                why = f"{reason}; {self._stream_reason}" if layer in self.turned else reason
-                decisions[layer] = decision_of(option.solution, why, self.config.hadamard_seed)
-                if option.solution is not None and option.solution.choice.split is not None:
-                    splits[layer] = option.solution.choice.split
-                if option.solution is not None:
-                    weights[layer] = partial(self._layer_weight, group, option.solution, i)
-        return Decided(
-            decisions,
-            weights,
+        group_of = {layer: g for g, layers in self.parts.items() for layer in layers}
+        folder = Folder(
+            producers(self.simulator.model.module),
+            lambda layer, weight: self._problem(group_of[layer], statistics, (weight,)),
+            self.simulator.weight,
+            self.options,
+            self.store,
+        )
+        outcome = Outcome(
+            self.parts,
+            self.config,
+            self.store,
+            folder,
             self.smoothings,
-            splits,
             self.residual,
-            self.about_residual,
-            tuple(self._point(p) for p in front),
+            self.turned,
         )
-
-    @property
-    def _stream_reason(self) -> str:
-        assert self.residual is not None
-        return f"the residual stream is rotated in blocks of {self.residual.size}"
-
-    def _layer_weight(self, group: str, solution: Solution, index: int) -> Quantized:
-        return self.store.weights(group, solution)[index]
-
-    def _point(self, plan: Plan) -> ParetoPoint:
-        by_layer = {
-            layer: plan.chosen[group].format
-            for group, layers in self.parts.items()
-            for layer in layers
-        }
-        return ParetoPoint(
-            plan.effective_bits, plan.divergence.kl, plan.divergence.qsnr_db, by_layer
-        )
+        return outcome.decided(picked, front)
 
 
 def _digest(key: Any) -> str:

@@ -32,7 +32,8 @@ class ParetoPoint:
 class Decided:
     """decisions: by layer; weights: layer -> its codes, rows in their order in the source, columns
     as the layer's split has them; residual: the rotation of the residual stream; about_residual:
-    why it is rotated or not, where that was asked; pareto: few bits first.
+    why it is rotated or not, where that was asked; folded: the rotations of the layers whose inputs
+    are made rotated, by layer; pareto: few bits first.
     """
 
     decisions: Mapping[str, Decision]
@@ -41,6 +42,7 @@ class Decided:
     splits: Mapping[str, Split] = field(default_factory=dict)
     residual: Rotation | None = None
     about_residual: str = ""
+    folded: Mapping[str, Rotation] = field(default_factory=dict)
     pareto: tuple[ParetoPoint, ...] = ()
 
     def codes(self, module: Any) -> dict[str, Callable[[], Quantized]]:

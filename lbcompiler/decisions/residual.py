@@ -37,6 +37,9 @@ class Residual:
 
     @property
     def said(self) -> str:
+        """For the record, "" where nobody asked."""
+        if not self.reason:
+            return ""
         return f"{'not rotated' if self.rotation is None else 'rotated'}: {self.reason}"
 
 

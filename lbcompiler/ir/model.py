@@ -47,7 +47,8 @@ class Layer:
     value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
     --per-layer`. `normalized` is the source's name of the batch norm of that value, if there is
     one: what the layer computes once that is folded. `hadamard` is the size of the rotation of its
-    input and its weight, 0 for none, and `hadamard_seed` that of its signs, None for none.
+    input and its weight, 0 for none, and `hadamard_seed` that of its signs, None for none;
+    `hadamard_folded`: the linear that makes the input makes it rotated.
     `smoothing` says how its input was smoothed, "" for not at all; `outliers` counts the channels
     of its input that the layer `<name>.outliers` multiplies in a wider format."""
 
@@ -66,6 +67,7 @@ class Layer:
     activation_scale_rule: str = "none"
     hadamard: int = 0
     hadamard_seed: int | None = None
+    hadamard_folded: bool = False
     smoothing: str = ""
     outliers: int = 0
     epilogue: str = "none"

@@ -1,0 +1,82 @@
+"""What becomes of every layer once each group has its option."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from lbcompiler.config import CompileConfig
+from lbcompiler.decisions.candidate_store import CandidateStore
+from lbcompiler.decisions.candidates import Solution
+from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of, reason_of
+from lbcompiler.decisions.fold import Folder
+from lbcompiler.decisions.plan import Option, Plan
+from lbcompiler.decisions.residual import Residual
+from lbcompiler.formats import Quantized
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.ir.smoothing import Smoothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """parts: the layers that are decided of each group; turned: those of them, and others, that
+    read or write the residual stream, where it is rotated.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    config: CompileConfig
+    store: CandidateStore
+    folder: Folder
+    smoothings: Mapping[str, Smoothing]
+    residual: Residual
+    turned: Collection[str]
+
+    def decided(self, picked: Mapping[str, Option], front: Sequence[Plan] = ()) -> Decided:
+        """Of a choice that was made from a front; without one there was none to make."""
+        ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
+        decisions, splits = {}, {}
+        weights: dict[str, Callable[[], Quantized]] = {}
+        for group, option in picked.items():
+            reason = reason_of(option, ranks[group] if front else 0, len(picked), self.config)
+            for i, layer in enumerate(self.parts[group]):
+                why = f"{reason}; {self._stream_reason}" if layer in self.turned else reason
+                decisions[layer] = decision_of(option.solution, why, self.config.hadamard_seed)
+                if option.solution is not None and option.solution.choice.split is not None:
+                    splits[layer] = option.solution.choice.split
+                if option.solution is not None:
+                    weights[layer] = partial(self._layer_weight, group, option.solution, i)
+        folded: dict[str, Rotation] = {}
+        for fold in self.folder.folds(self.parts, {g: o.solution for g, o in picked.items()}):
+            folded |= dict.fromkeys(fold.readers, fold.rotation)
+            if fold.weight is not None:
+                weights[fold.producer] = fold.weight
+            for layer in fold.readers:
+                reason = f"{decisions[layer].reason}; {fold.producer} rotates its input"
+                decisions[layer] = replace(decisions[layer], rotation=None, reason=reason)
+        return Decided(
+            decisions,
+            weights,
+            self.smoothings,
+            splits,
+            self.residual.rotation,
+            self.residual.said,
+            folded,
+            tuple(map(self._point, front)),
+        )
+
+    @property
+    def _stream_reason(self) -> str:
+        assert self.residual.rotation is not None
+        return f"the residual stream is rotated in blocks of {self.residual.rotation.size}"
+
+    def _layer_weight(self, group: str, solution: Solution, index: int) -> Quantized:
+        return self.store.weights(group, solution)[index]
+
+    def _point(self, plan: Plan) -> ParetoPoint:
+        by_layer = {
+            layer: plan.chosen[group].format
+            for group, layers in self.parts.items()
+            for layer in layers
+        }
+        return ParetoPoint(
+            plan.effective_bits, plan.divergence.kl, plan.divergence.qsnr_db, by_layer
+        )
