@@ -101,6 +101,7 @@ class LayerRecord(Record):
     reason: str
     output: str
     output_has_bias: bool
+    output_missing: str = ""
     bias: bool
     weights: list[str]
 
@@ -121,13 +122,14 @@ class Totals(Record):
 
 class ParetoRecord(Record):
     """A plan that was measured: kl in nats a token, None where no output is logits; plan: the
-    format of each layer that was decided.
+    format of each layer that was decided; split: those whose outliers are split off.
     """
 
     effective_bits: float
     kl: float | None
     qsnr_db: float
     plan: dict[str, str]
+    split: list[str] = []
 
 
 class TuningRecord(Record):

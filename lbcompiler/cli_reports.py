@@ -198,11 +198,15 @@ def verification(found: "Verification", as_json: bool) -> None:
     """`lbc verify`."""
     if as_json:
         layers = [{"name": name, "qsnr_db": value} for name, value in found.layers or ()]
-        held = {} if found.layers is None else {"layers": layers}
+        skipped = [{"name": name, "reason": reason} for name, reason in found.skipped]
+        held = {} if found.layers is None else {"layers": layers, "skipped": skipped}
         print_json({"samples": found.samples, "outputs": found.outputs, **held})
         return
     if found.layers is not None:
         print_table(("layer", "qsnr_db"), found.layers)
+    if found.skipped:
+        print_line("not compared, because they compute something else than the source's layers:")
+        print_table(("layer", "reason"), found.skipped)
     columns = list(dict.fromkeys(key for figures in found.outputs.values() for key in figures))
     rows = [
         (name, *(figures.get(column) for column in columns))

@@ -25,6 +25,7 @@ Feeds = Mapping[str, Array]
 Progress = Callable[[str, int, int], None]
 
 TOKEN_METRICS = {"kl", "top1", "perplexity"}
+NO_VALUE = "the source has no value that it computes"
 FIELDS = {"qsnr": ("qsnr_db",), "perplexity": ("perplexity", "reference_perplexity")}
 
 
@@ -41,11 +42,14 @@ class Program(Protocol):
 
 @dataclass
 class Verification:
-    """Figures by name of the output, and by layer in the order of the manifest."""
+    """Figures by name of the output, and by layer in the order of the manifest; skipped: (layer,
+    reason) of those that cannot be compared.
+    """
 
     samples: int = 0
     outputs: dict[str, dict[str, float]] = field(default_factory=dict)
     layers: list[tuple[str, float]] | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -91,6 +95,11 @@ def verify(
         layers=[(name, layer.qsnr_db) for name, layer in sums.layers.items()]
         if per_layer
         else None,
+        skipped=[
+            (layer.name, layer.output_missing or NO_VALUE) for layer in layers if not layer.output
+        ]
+        if per_layer
+        else [],
     )
 
 

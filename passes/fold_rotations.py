@@ -53,7 +53,7 @@ class FoldRotations:
                     for b in bias
                 ]
                 w = mapped(w, turn.name, lambda v: producer.rotated(v, turn), scope, weights)
-                layers[layer] = replace(layers[layer], output="", normalized="")
+                layers[layer] = layers[layer].without_output("rotated for its reader")
             if rotation is not None:
                 w = mapped(w, rotation.name, rotation.apply, scope, weights)
                 layers[layer] = replace(

@@ -65,7 +65,7 @@ class RotateResidual:
             if is_writer:
                 bias = [mapped(b, rotation.name, rotation.apply, scope, weights) for b in bias]
                 name = str(call.attrs["layer"])
-                layers[name] = replace(layers[name], output="", normalized="")
+                layers[name] = layers[name].without_output("rotated with the residual stream")
             held = mapped(w, f"residual_{rotation.name}", turned, scope, weights)
             return ops.dense(x, held, *bias, layer=str(call.attrs["layer"]))
 

@@ -121,8 +121,11 @@ def _record(layer: Layer, read: Smoothing | None, *, is_changed: bool) -> Layer:
     """What it computes is no value of the source any more where its rows or its bias changed."""
     if read is not None:
         layer = replace(layer, smoothing=read.method)
-        is_changed = is_changed or (read.shift is not None and not layer.output_has_bias)
-    return replace(layer, output="", normalized="") if is_changed else layer
+    if is_changed:
+        return layer.without_output("scaled for its reader")
+    if read is not None and read.shift is not None and not layer.output_has_bias:
+        return layer.without_output("its input is shifted")
+    return layer
 
 
 def _changed_norm(call: Any, out: Smoothing, scope: Scope, weights: dict[str, Weight]) -> Any:

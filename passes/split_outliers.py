@@ -53,14 +53,17 @@ class SplitOutliers:
             if rows is None and found is None:
                 return None
             dense = scope.emit(_ordered(call, rows, found, scope, weights))
-            layer = replace(model.layers[name], output="", normalized="")
+            layer = model.layers[name]
+            if rows is not None:
+                layer = layer.without_output("reordered for its reader")
             if name not in self.splits or found is None:
-                changed[name] = [layer if rows is not None else model.layers[name]]
+                changed[name] = [layer]
                 return dense
             x, split = call.args[0], self.splits[name]
             if (x, found.taken) not in slices:
                 slices[x, found.taken] = _cut(x, found, scope)
             second = _outliers_of(layer, split, found)
+            layer = layer.without_output("its outliers are multiplied apart")
             changed[name] = [replace(layer, outliers=found.count), second]
             taken = _in_order(rows, found.outliers)
             w = mapped(call.args[1], "outliers", taken, scope, weights, second.shape)
@@ -178,7 +181,7 @@ def _cut(x: Any, arrangement: Arrangement, scope: Scope) -> Any:
 def _outliers_of(layer: Layer, split: Split, arrangement: Arrangement) -> Layer:
     """The record of the second product, with its formats: `select_formats` leaves it so."""
     name, shape = f"{layer.name}.outliers", (layer.shape[0], arrangement.count)
-    blank = Layer(name, layer.op, shape)
+    blank = Layer(name, layer.op, shape, output_missing=f"a part of {layer.name}")
     if split.format == FLOAT:
         return replace(blank, reason=f"outlier channels of {layer.name!r} stay in float")
     fmt = format_named(split.format)

@@ -327,14 +327,15 @@ def test_verify_prints_and_passes_on(compiler: StandIn, monkeypatch: pytest.Monk
     def compare(*arguments: Any, **options: Any) -> verify.Verification:
         given.update(options, arguments=arguments)
         figures = {"qsnr_db": 31.25, "cosine": float("nan"), "perplexity": float("inf")}
-        return verify.Verification(7, {"y": figures}, [(NAME, 40.5)])
+        skipped = [("v", "rotated for its reader")]
+        return verify.Verification(7, {"y": figures}, [(NAME, 40.5)], skipped)
 
     monkeypatch.setattr(verify, "verify", compare)
     arguments = ("verify", "m.lbc", "--reference", "m.onnx", "--data", "d.npz", "--metrics",
                  "qsnr,cosine", "--per-layer", "--limit", 3, "--threads", 2)  # fmt: skip
     result = lbc(*arguments)
     assert result.exit_code == 0, result.output
-    for part in (NAME, "40.5", "31.25", "nan", "7 samples"):
+    for part in (NAME, "40.5", "31.25", "nan", "7 samples", "rotated for its reader"):
         assert part in result.stdout
     assert given["arguments"][1:] == (Path("m.onnx"), Path("d.npz"))
     assert (given["metrics"], given["limit"], given["threads"]) == (("qsnr", "cosine"), 3, 2)
@@ -342,4 +343,5 @@ def test_verify_prints_and_passes_on(compiler: StandIn, monkeypatch: pytest.Monk
         "samples": 7,
         "outputs": {"y": {"qsnr_db": 31.25, "cosine": None, "perplexity": None}},
         "layers": [{"name": NAME, "qsnr_db": 40.5}],
+        "skipped": [{"name": "v", "reason": "rotated for its reader"}],
     }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,21 @@ def test_per_layer_adds_bias_and_activation(tmp_path: Path) -> None:
     assert layers["/up/MatMul"] > 120  # float32 in another order of sums
     assert layers["/head/MatMul"] == pytest.approx(found.outputs["logits"]["qsnr_db"])
     assert found.samples == 5
+
+
+def test_what_computes_no_value_of_the_source_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    model, (up, head, *_) = language_model(tmp_path / "lm.onnx"), LM.layers
+    manifest = replace(
+        LM, layers=(up.without_output("scaled").without_output("turned"), replace(head, output=""))
+    )
+    data = save_ids(tmp_path / "d.npz", IDS)
+    found = verify(StandIn(manifest, compute_lm()), model, data, per_layer=True, threads=1)
+    assert found.layers == []
+    assert found.skipped == [
+        ("/up/MatMul", "scaled, turned"),
+        ("/head/MatMul", "the source has no value that it computes"),
+    ]
+    assert verify(StandIn(manifest, compute_lm()), model, data, threads=1).skipped == []
 
 
 def test_a_tapped_graph_output_stays_an_output(tmp_path: Path) -> None:

@@ -20,12 +20,15 @@ from lbcompiler.passes.split_outliers import row_orders
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """A measured plan: kl is None where the model has no logits, plan is format by layer."""
+    """A measured plan: kl is None where the model has no logits, plan is format by layer, split
+    are those whose outliers are split off.
+    """
 
     effective_bits: float
     kl: float | None
     qsnr_db: float
     plan: dict[str, str]
+    split: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,11 @@ class Outcome:
         return self.store.weights(group, solution)[index]
 
     def _point(self, plan: Plan) -> ParetoPoint:
-        by_layer = {
-            layer: plan.chosen[group].format
-            for group, layers in self.parts.items()
-            for layer in layers
-        }
+        options = {n: plan.chosen[g] for g, layers in self.parts.items() for n in layers}
         return ParetoPoint(
-            plan.effective_bits, plan.divergence.kl, plan.divergence.qsnr_db, by_layer
+            plan.effective_bits,
+            plan.divergence.kl,
+            plan.divergence.qsnr_db,
+            {layer: option.format for layer, option in options.items()},
+            tuple(layer for layer, option in options.items() if option.is_split),
         )

@@ -38,6 +38,10 @@ class Option:
     def format(self) -> str:
         return FLOAT if self.solution is None else self.solution.choice.weight_format
 
+    @property
+    def is_split(self) -> bool:
+        return self.solution is not None and self.solution.taken > 0
+
 
 @dataclass(frozen=True)
 class Plan:

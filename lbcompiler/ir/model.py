@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,18 +45,20 @@ class Layer:
 
     `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the
     value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
-    --per-layer`. `normalized` is the source's name of the batch norm of that value, if there is
-    one: what the layer computes once that is folded. `hadamard` is the size of the rotation of its
-    input and its weight, 0 for none, and `hadamard_seed` that of its signs, None for none;
-    `hadamard_folded`: the linear that makes the input makes it rotated.
-    `smoothing` says how its input was smoothed, "" for not at all; `outliers` counts the channels
-    of its input that the layer `<name>.outliers` multiplies in a wider format."""
+    --per-layer`; `output_missing` says why it computes no value of the source any more.
+    `normalized` is the source's name of the batch norm of that value, if there is one: what the
+    layer computes once that is folded. `hadamard` is the size of the rotation of its input and its
+    weight, 0 for none, and `hadamard_seed` that of its signs, None for none; `hadamard_folded`: the
+    linear that makes the input makes it rotated. `smoothing` says how its input was smoothed, ""
+    for not at all; `outliers` counts the channels of its input that the layer `<name>.outliers`
+    multiplies in a wider format."""
 
     name: str
     op: str
     shape: tuple[int, ...]  # (N, K) of a linear, (O, C, kh, kw) of a convolution
     output: str = ""
     output_has_bias: bool = False
+    output_missing: str = ""
     normalized: str = ""
     requested: str = "float32"
     realized: str = "float32"
@@ -79,6 +81,11 @@ class Layer:
     ] = ()  # names in the weight file, in the order of the kernel's arguments
     config: Mapping[str, int] = field(default_factory=dict)  # of the kernel; what may be tuned
     config_source: str = ""  # the tuning results it comes from, or "default"
+
+    def without_output(self, why: str) -> Layer:
+        """It computes something else than the source's layer now."""
+        known = f"{self.output_missing}, {why}" if self.output_missing else why
+        return replace(self, output="", normalized="", output_missing=known)
 
 
 @dataclass(frozen=True)

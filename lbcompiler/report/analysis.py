@@ -101,7 +101,8 @@ class GroupFigures:
 @dataclass(frozen=True)
 class PlanFigures:
     """A measured plan: formats by layer, and the whole model under it. `name` is the format of one
-    that has the same everywhere (and "split" behind it where outliers are), else "".
+    that has the same everywhere (and "split" behind it where outliers are), else ""; `split`: the
+    layers whose outliers are split off.
     """
 
     name: str
@@ -109,6 +110,7 @@ class PlanFigures:
     kl: float | None
     qsnr_db: float
     plan: Mapping[str, str] = field(repr=False)
+    split: tuple[str, ...] = field(repr=False, default=())
 
 
 @dataclass(frozen=True)

@@ -231,16 +231,14 @@ def _option(
 
 
 def _plan(known: Measured, plan: Plan) -> PlanFigures:
-    by_layer = {
-        layer: option.format
-        for group, option in plan.chosen.items()
-        for layer in known.layers[group]
-    }
-    formats, solutions = set(by_layer.values()), [o.solution for o in plan.chosen.values()]
-    is_split = any(solution is not None and solution.taken for solution in solutions)
-    name = named(formats.pop(), is_split) if len(formats) == 1 else ""
-    divergence = plan.divergence
-    return PlanFigures(name, plan.effective_bits, divergence.kl, divergence.qsnr_db, by_layer)
+    options = {n: option for group, option in plan.chosen.items() for n in known.layers[group]}
+    by_layer = {layer: option.format for layer, option in options.items()}
+    split = tuple(layer for layer, option in options.items() if option.is_split)
+    formats, divergence = set(by_layer.values()), plan.divergence
+    name = named(formats.pop(), bool(split)) if len(formats) == 1 else ""
+    return PlanFigures(
+        name, plan.effective_bits, divergence.kl, divergence.qsnr_db, by_layer, split
+    )
 
 
 def _layer(

@@ -87,6 +87,8 @@ def test_a_split_that_helps_is_kept(fmt: str, quantizer: str, tmp_path: Path) ->
     split = compiled("loud", tmp_path / "split", outliers="auto", **said)
     whole = compiled("loud", tmp_path / "whole", **said)
     layers = {layer.name: layer for layer in split.manifest.layers}
+    assert layers["down"].output_missing == "its outliers are multiplied apart"
+    assert layers["down.outliers"].output_missing == "a part of down"
     assert layers["down"].outliers == 32
     assert "split off" in layers["down"].reason
     assert layers["down.outliers"].weight_format == "mxint8"
@@ -117,6 +119,9 @@ def test_under_a_budget_a_split_is_an_option_among_others(tmp_path: Path) -> Non
     wide = compiled("loud", tmp_path, effective_bits=5.0, **said).manifest
     assert {layer.name: layer.outliers for layer in wide.layers}["down"] == 32
     assert 4.5 < wide.effective_bits <= 5.0
+    assert any("down" in point.split for point in wide.pareto)
+    assert all(set(point.split) <= point.plan.keys() for point in wide.pareto)
+    assert not any(point.split for point in wide.pareto if point.effective_bits in (4.5, 8.25))
 
 
 def test_none_is_asked_for_where_activations_are_float() -> None:
