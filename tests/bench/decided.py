@@ -6,7 +6,7 @@
 
 No second, simpler computation finds the codes of GPTQ again, so they are taken from the decisions,
 before the compiler packs them, and what a layer does with them is computed anew: smoothed input,
-rotation, rounding, product (docs/accuracy.md, "Agreement")."""
+rotations, rounding, both products of a split (docs/accuracy.md, "Agreement")."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ from lbcompiler.config import FLOAT, WEIGHT_ONLY
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.work import Work
 from lbcompiler.formats import format_named
+from lbcompiler.frontend import import_model
+from lbcompiler.ir.constants import constant_of
+from lbcompiler.passes import OBSERVE
+from lbcompiler.passes.fold_rotations import Producer, producers
+from lbcompiler.passes.rotate_residual import stream_of
+from lbcompiler.passes.split_outliers import arrangements
+from lbcompiler.pipeline import run
 from tests.bench.accuracy import figures, listed
 from tests.bench.agreement import Agreement, activations_in_memory, agreement
-from tests.bench.fake_quantized import Array
+from tests.bench.fake_quantized import Array, Following, linear
 from tests.bench.reference import Reference
 
 FOLDED_INTO_LINEAR = re.compile(r"(attention\.output|o_proj|down|down_proj)$")
@@ -40,10 +47,30 @@ class DecidedQuantization:
 
     A smoothing lies in the norm before a layer, which the reference runs as it was, or in the codes
     of the linear before it: where `FOLDED_INTO_LINEAR` matches, the input comes scaled already.
-    That linear has no bias in the models compared here, so its shift is still to be done."""
+    That linear has no bias in the models compared here, so its shift is still to be done. The
+    residual stream is as it was between the layers: those that read it rotate it, and those that
+    write it turn what they write back. Rotated values (`Decided.folded`) go through attention
+    as they are."""
 
-    def __init__(self, decided: Decided) -> None:
+    def __init__(self, decided: Decided, path: Path | str) -> None:
         self.decided = decided
+        model = run(OBSERVE, import_model(path, {}))
+        self.arrangements = arrangements(model.module, decided.splits)
+        self.turn, self.gains, self.writers = decided.residual, {}, set()
+        if self.turn is not None:
+            stream = stream_of(model.module).layers()
+            self.writers = {layer for layer, gain in stream.items() if gain is None}
+            self.gains = {
+                n: constant_of(stream[n], model.weights) for n in stream.keys() - self.writers
+            }
+        known = producers(model.module)
+        self.folds = {
+            producer.layer: (producer, rotation)
+            for layer, rotation in decided.folded.items()
+            if isinstance(producer := known[layer], Producer)
+        }
+        if decided.smoothings and decided.splits:
+            raise ValueError("the reference knows smoothed layers or split ones, not both at once")
 
     @property
     def in_float(self) -> set[str]:
@@ -55,7 +82,15 @@ class DecidedQuantization:
         return fmt.dequantize(self.decided.weights[layer]())
 
     def read(self, layer: str, x: Array) -> Array:
-        """Smoothed; the kernel that rounds x rotates it as well, and so does `activation`."""
+        """With its channels in their places; the kernel that rounds x rotates it as well, and so
+        does `activation`."""
+        if layer in self.gains:
+            x = self.turn.apply(x / self.gains[layer])
+        x = self._smoothed(layer, x)
+        place = self.arrangements.get(layer)
+        return x if place is None else x[..., place.order]
+
+    def _smoothed(self, layer: str, x: Array) -> Array:
         smoothing = self.decided.smoothings.get(layer)
         if smoothing is None:
             return x
@@ -65,9 +100,34 @@ class DecidedQuantization:
 
     def bias(self, layer: str, w: Array, bias: Array | None) -> Array | None:
         smoothing = self.decided.smoothings.get(layer)
-        if smoothing is None or smoothing.shift is None:
-            return bias
-        return smoothing.bias(w) + (np.float32(0) if bias is None else bias)
+        if smoothing is not None and smoothing.shift is not None:
+            bias = smoothing.bias(w) + (np.float32(0) if bias is None else bias)
+        return None if bias is None else self._made(layer, bias)
+
+    def _made(self, layer: str, rows: Array) -> Array:
+        """Of a weight (N, K) or a bias (N,): its rows as what reads them wants them."""
+        if layer in self.writers:
+            rows = self.turn.apply(rows.T).T
+        if layer in self.folds:
+            producer, rotation = self.folds[layer]
+            rows = producer.rotated(rows, rotation)
+        return rows
+
+    def outliers(self, layer: str) -> dict[str, int]:
+        place = self.arrangements.get(layer)
+        return {f"{layer}.outliers": place.count} if place is not None and place.taken else {}
+
+    def result(self, layer: str, w: Array, x: Array, y: Array, follow: Following | None) -> Array:
+        for part in self.outliers(layer):
+            place, fmt = self.arrangements[layer], format_named(self.decided.splits[layer].format)
+            if layer in self.gains:
+                w = self.turn.apply(w * self.gains[layer])
+            w = place.outliers(self._made(layer, w))
+            ends = [slice(start, end) for start, end in place.taken]
+            taken = np.concatenate([x[..., end] for end in ends], axis=-1)
+            taken = taken if follow is None else follow.instead_of(taken, part)
+            y = y + linear(fmt.rounded(taken, per_row=True), fmt.rounded(w))
+        return self.turn.inverse(y) if layer in self.writers else y
 
     def activation(self, layer: str, x: Array) -> Array:
         decision = self.decided.decisions[layer]
@@ -98,7 +158,7 @@ def agreement_of_decisions(path: Path | str, feeds: dict[str, Array], **options:
     with activations_in_memory(), decisions_kept() as kept:
         program = lbcompiler.compile(path, "cpu", **options).load()
     (decided,) = kept
-    quantization = DecidedQuantization(decided)
+    quantization = DecidedQuantization(decided, path)
     float_layers = {layer.name for layer in program.manifest.layers} - set(decided.decisions)
     return agreement(
         program, Reference(path, quantization, float_layers | quantization.in_float), feeds

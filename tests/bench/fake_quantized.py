@@ -42,6 +42,14 @@ class Quantization:
         """(N,) that is added, w (N, K) being the float weight."""
         return bias
 
+    def outliers(self, _layer: str) -> dict[str, int]:
+        """How many channels a second product has, by its name."""
+        return {}
+
+    def result(self, _layer: str, _w: Array, _x: Array, y: Array, _follow: Any) -> Array:
+        """(..., N) of the float model from the product y, x being what was rounded for it."""
+        return y
+
     def activation(self, _layer: str, x: Array) -> Array:
         """(..., K) -> the same after rounding, float32; a tensor scale of its own for each row."""
         if self.act_format == "none":

@@ -71,19 +71,22 @@ class Reference:
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
-        return {layer.node.name: layer.weight.shape for layer in self.quantized.values()}
+        found = {layer.node.name: layer.weight.shape for layer in self.quantized.values()}
+        for name, (n, _) in list(found.items()):
+            found |= {part: (n, k) for part, k in self.quantization.outliers(name).items()}
+        return found
 
     def __call__(
         self, feeds: Mapping[str, Array], follow: Following | None = None
     ) -> dict[str, Array]:
         """`follow` gives the activations to round instead of the model's own."""
         values: dict[str, Array] = {**self.constants, **feeds}
-        rounded: dict[tuple[str, tuple[int, ...]], Array] = {}
+        rounded: dict[tuple[str, tuple[int, ...]], tuple[Array, Array]] = {}
         for level in range(self.depth + 1):
             self._run_segment(level, values)
             for layer in self.by_level[level]:
                 rows = self._rounded_rows(layer, values, rounded, follow)
-                values[layer.output] = self._run_quantized(layer, rows)
+                values[layer.output] = self._run_quantized(layer, *rows, follow)
         return {name: values[name] for name in self.outputs}
 
     def _run_constant_nodes(self, nodes: list[onnx.NodeProto]) -> dict[str, Array]:
@@ -200,10 +203,12 @@ class Reference:
         self,
         layer: QuantizedNode,
         values: Mapping[str, Array],
-        rounded: dict[tuple[str, tuple[int, ...]], Array],
+        rounded: dict[tuple[str, tuple[int, ...]], tuple[Array, Array]],
         follow: Following | None,
-    ) -> Array:
-        """(..., K); `rounded` shares one rounding among the layers that read a value alike."""
+    ) -> tuple[Array, Array]:
+        """(..., K) before and after rounding; `rounded` shares one among the layers that read a
+        value alike.
+        """
         name = layer.node.input[0]
         key = (name, geometry(layer) if layer.kernel else ())
         if key in rounded and follow is None:
@@ -212,15 +217,18 @@ class Reference:
         rows = self.quantization.read(layer.node.name, rows)
         if follow is not None:
             rows = follow.instead_of(rows, layer.node.name)
-        rounded[key] = self.quantization.activation(layer.node.name, rows)
+        rounded[key] = rows, self.quantization.activation(layer.node.name, rows)
         return rounded[key]
 
-    def _run_quantized(self, layer: QuantizedNode, rows: Array) -> Array:
+    def _run_quantized(
+        self, layer: QuantizedNode, read: Array, rows: Array, follow: Following | None
+    ) -> Array:
         name = layer.node.name
         if layer.output not in self.weights:
             self.weights[layer.output] = self.quantization.weight(name, layer.weight)
         bias = self.quantization.bias(name, layer.weight, layer.bias)
         y = linear(rows, self.weights[layer.output], bias)
+        y = self.quantization.result(name, layer.weight, read, y, follow)
         if not layer.kernel:
             return y
         y = np.moveaxis(y, -1, 1)

@@ -62,7 +62,8 @@ class TorchReference:
         if name not in self.weights:
             self.weights[name] = self.quantization.weight(name, w)
         rounded, bias = self.quantization.activation(name, x), self.quantization.bias(name, w, bias)
-        return linear(rounded, self.weights[name], bias)
+        y = linear(rounded, self.weights[name], bias)
+        return self.quantization.result(name, w, x, y, follow)
 
 
 class Rounding(torch.fx.Interpreter):

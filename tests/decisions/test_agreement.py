@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from lbcompiler.decisions.work import Work
-from tests.bench.decided import agreement_of_decisions
+from tests.bench.decided import agreement_of_decisions, decisions_kept
 
 MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
 SAME_ARITHMETIC = 80.0  # dB: float32 sums in another order, over a few dozen layers
+ANYTHING = 10.0  # times the error without: a gate that lets all of it through
 CASES = {
     "rotated": {"format": "nvint4", "quantizer": "mr_gptq"},
     "rotated with signs": {"format": "mxint4", "quantizer": "mr_gptq", "hadamard_seed": 3},
@@ -19,6 +20,22 @@ CASES = {
         "smooth": "auto",
         "sensitivity": "output",
     },
+    "folded": {"format": "mxfp4", "quantizer": "mr_gptq"},
+    "residual": {"format": "nvint4", "quantizer": "gptq", "rotate_residual": "auto"},
+    "split": {"format": "nvfp4", "quantizer": "mr_gptq", "outliers": 2},
+    "residual and split": {
+        "format": "mxint4",
+        "quantizer": "mr_gptq",
+        "hadamard_seed": 3,
+        "outliers": 2,
+        "rotate_residual": "auto",
+    },
+}
+DECIDED = {  # of what is decided, what a case is about
+    "folded": ["folded"],
+    "residual": ["residual"],
+    "split": ["splits"],
+    "residual and split": ["residual", "splits"],
 }
 
 
@@ -30,19 +47,31 @@ CASES = {
         ("smoothed", None),
         ("mixed", None),
         ("mixed", "none"),
+        ("folded", None),
+        ("residual", None),
+        ("split", None),
+        ("residual and split", None),
     ],
 )
-def test_the_artifact_computes_its_decisions(case: str, act_format: str | None) -> None:
+def test_the_artifact_computes_its_decisions(
+    case: str, act_format: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "residual" in DECIDED.get(case, ()):  # which is no gain here, nor are splits
+        monkeypatch.setattr("lbcompiler.decisions.residual.GATE", ANYTHING)
+    if "splits" in DECIDED.get(case, ()):
+        monkeypatch.setattr("lbcompiler.decisions.candidates.GATE", ANYTHING)
     ids = np.load("models/tiny_lm_sample.npz")["input_ids"][:2, :48].astype(np.int64)
-    found = agreement_of_decisions(
-        MODEL,
-        {"input_ids": ids},
-        act_format=act_format,
-        exclude="head",
-        calibration_data=CALIBRATION,
-        calibration_samples=8,
-        work=Work(jobs=1),
-        **CASES[case],
-    )
+    with decisions_kept() as kept:
+        found = agreement_of_decisions(
+            MODEL,
+            {"input_ids": ids},
+            act_format=act_format,
+            exclude="head",
+            calibration_data=CALIBRATION,
+            calibration_samples=8,
+            work=Work(jobs=1),
+            **CASES[case],
+        )
+    assert all(getattr(kept[0], name) for name in DECIDED.get(case, ()))
     assert found.output_db > SAME_ARITHMETIC
     assert found.worst_input[1] > SAME_ARITHMETIC, found.worst_input
