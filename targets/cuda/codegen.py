@@ -7,7 +7,8 @@ text of its own, so that equal ones are compiled once, here and in the cache.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from tvm.tirx.build import codegen_build
 from lbcompiler.errors import ModelError
 
 PIPELINE = "lbcompiler.cuda"
+COMPILE = "tvm_callback_cuda_compile"
 DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)")
 
@@ -60,8 +62,25 @@ def generate(module: Any, target: Any) -> tuple[Any, list[Kernel]]:
     executable = tvm.compile(module, target=target, relax_pipeline=None, tir_pipeline=PIPELINE)
     _check_all_launch(caught)
     launches = _launches(caught.host)
-    kernels = [_kernel(name, f, target, launches) for name, f in sorted(caught.device.items())]
+    with _uncompiled():
+        kernels = [_kernel(name, f, target, launches) for name, f in sorted(caught.device.items())]
     return executable, kernels
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Where TVM's CUDA runtime is loaded, TVM compiles what it generates, by NVRTC. Here it is told
+    that this was done: the text alone is wanted.
+    """
+    held = tvm_ffi.get_global_func(COMPILE, allow_missing=True)
+    tvm_ffi.register_global_func(COMPILE, lambda _text: b"text", override=True)
+    try:
+        yield
+    finally:
+        if held is None:
+            tvm_ffi.remove_global_func(COMPILE)
+        else:
+            tvm_ffi.register_global_func(COMPILE, held, override=True)
 
 
 def _pipeline(caught: _Caught) -> tuple[Any, Callable[[], Any], Callable[[], Any]]:

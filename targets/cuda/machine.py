@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tvm
 
-from lbcompiler.errors import DeviceError
-from lbcompiler.targets.cuda.arch import arch_named, best_for
+from lbcompiler.errors import ConfigError, DeviceError
+from lbcompiler.targets.cuda.arch import Arch, arch_named, archs_named, best_for
 from lbcompiler.targets.cuda.driver import Gpu, NoGpuError, first_gpu
 from lbcompiler.targets.cuda.toolchain import pip_folders
 
@@ -41,6 +41,39 @@ def program_for(isas: Sequence[str], artifact: str) -> str:
         )
     _load_runtime(gpu)
     return arch.name
+
+
+def gpu_for(variant: str, purpose: str) -> tuple[Arch, Gpu]:
+    """The first GPU, ready for kernels to be loaded, and the architecture to compile for: `variant`
+    names it, "" is the one that suits.
+
+    Raises ConfigError, which says that `purpose` ("lbc tune measures") needs a GPU, and DeviceError
+    where it cannot be used.
+    """
+    try:
+        gpu = first_gpu()
+    except NoGpuError as error:
+        raise ConfigError(
+            f"{purpose} kernels of target cuda on a GPU, and {error}: run it on a machine that has "
+            "one, or say --target cpu"
+        ) from None
+    arch = best_for(gpu.capability)
+    capability = ".".join(map(str, gpu.capability))
+    if arch is None:
+        raise ConfigError(
+            f"{gpu.name} has compute capability {capability}, which there are no kernels for"
+        )
+    if variant:
+        arch, *others = archs_named(variant)
+        if others:
+            raise ConfigError(f"{purpose} one architecture at a time, not {variant}")
+        if not arch.runs_on(gpu.capability):
+            raise ConfigError(
+                f"{gpu.name} has compute capability {capability} and cannot run {arch.name} code: "
+                "say --target cuda, which takes what suits it"
+            )
+    _load_runtime(gpu)
+    return arch, gpu
 
 
 def _load_runtime(gpu: Gpu) -> None:

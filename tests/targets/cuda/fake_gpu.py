@@ -8,7 +8,6 @@ code, the memory plan and the launches are the artifact's own.
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,30 +19,16 @@ from safetensors.numpy import save_file
 
 from lbcompiler.artifact import MANIFEST, sha256_of
 from lbcompiler.targets.cuda.toolchain import find_nvcc, pip_folders
-from tests.emulator.build import TOOLKIT
-from tests.emulator.ptx import translate
-
-SOURCES = Path(__file__).parent / "fake_cuda"
-FOLDER = Path(tempfile.gettempdir(), f"lbcompiler-fake-cuda-{os.getuid()}")
-ROOT = Path(__file__).parents[3]
-LAUNCH = """
-template <class... P, size_t... I>
-inline void emulated_call(void (*kernel)(P...), void** a, std::index_sequence<I...>) {
-  kernel(*(std::decay_t<P>*)a[I]...);
-}
-template <class... P>
-inline int emulated_launch(const unsigned* s, size_t shared, void** a, void (*kernel)(P...)) {
-  try {
-    emulator::run_grid(dim3(s[0], s[1], s[2]), dim3(s[3], s[4], s[5]), shared, [=] {
-      emulated_call(kernel, a, std::index_sequence_for<P...>());
-    });
-  } catch (const std::exception& error) {
-    fprintf(stderr, "emulator: %s\\n", error.what());
-    return 1;
-  }
-  return 0;
-}
-"""
+from tests.targets.cuda import fake_nvcc
+from tests.targets.cuda.fake_nvcc import (
+    FOLDER,
+    ROOT,
+    SOURCES,
+    TOOLKIT,
+    compile_command,
+    image_of,
+    move,
+)
 
 
 def with_emulated_kernels(artifact: Path, isa: str) -> None:
@@ -59,22 +44,27 @@ def with_emulated_kernels(artifact: Path, isa: str) -> None:
     (artifact / MANIFEST).write_text(json.dumps(manifest))
 
 
-def image_of(texts: dict[str, str]) -> bytes:
-    """What stands for the cubin of these kernels: the path of their emulation."""
-    return str(_kernels(texts)).encode() + b"\0"
-
-
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python program on a machine with the GPU."""
-    folders = f"{fake_cuda()}{os.pathsep}{os.environ.get('LD_LIBRARY_PATH', '')}"
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "LD_LIBRARY_PATH": folders, **environment},
+        env={**os.environ, **machine(), **environment},
     )
+
+
+def machine() -> dict[str, str]:
+    """The environment of a process on a machine with the GPU."""
+    folders = f"{fake_cuda()}{os.pathsep}{os.environ.get('LD_LIBRARY_PATH', '')}"
+    return {"LD_LIBRARY_PATH": folders}
+
+
+def toolkit() -> dict[str, str]:
+    """The environment of a process whose nvcc compiles for that GPU."""
+    return {"CUDACXX": str(fake_nvcc.program()), "XDG_CACHE_HOME": str(FOLDER / "cache")}
 
 
 def fake_cuda() -> Path:
@@ -90,58 +80,11 @@ def fake_cuda() -> Path:
     with tempfile.TemporaryDirectory(dir=FOLDER) as made:
         versions = Path(made, "versions.map")
         versions.write_text("libcudart.so.13 { global: *; };")
-        common = ["g++", "-O1", "-w", "-shared", "-fPIC", f"-I{include}", f"-I{TOOLKIT}"]
-        _compile(
-            [*common, "-Wl,-soname,libcuda.so.1", SOURCES / "driver.cpp"], made, "libcuda.so.1"
-        )
+        common = [f"-I{include}", f"-I{TOOLKIT}"]
+        driver = ["-Wl,-soname,libcuda.so.1", SOURCES / "driver.cpp"]
+        compile_command(made, "libcuda.so.1", *common, *driver)
         named = ["-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={versions}"]
-        _compile([*common, *named, SOURCES / "runtime.cpp"], made, "libcudart.so.13")
-        _move(made, folder)
+        beside = [f"-L{made}", "-l:libcuda.so.1"]  # which records what is captured
+        compile_command(made, "libcudart.so.13", *common, *named, SOURCES / "runtime.cpp", *beside)
+        move(made, folder)
     return folder
-
-
-def _kernels(texts: dict[str, str]) -> Path:
-    """The library of all kernels: each text in a namespace, for helpers have the same names."""
-    body = "".join(
-        f"namespace text{i} {{\n{_without_includes(translate(text))}\n}}\n"
-        f'extern "C" int launch_{name}(const unsigned* s, size_t shared, void** a) '
-        f"{{ return emulated_launch(s, shared, a, text{i}::{name}); }}\n"
-        for i, (name, text) in enumerate(texts.items())
-    )
-    source = f'#include "language.h"\n{LAUNCH}{body}'
-    headers = "".join(
-        path.read_text() for root in (TOOLKIT, SOURCES) for path in sorted(root.rglob("*.h"))
-    )
-    folder = FOLDER / hashlib.sha256((source + headers).encode()).hexdigest()[:24]
-    if not folder.exists():
-        FOLDER.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER) as made:
-            (path := Path(made, "kernels.cpp")).write_text(source)
-            command = ["g++", "-O1", "-w", "-shared", "-fPIC", "-std=c++17"]
-            command += [f"-I{TOOLKIT}", f"-I{SOURCES}", path]
-            _compile(command, made, "kernels.so")
-            _move(made, folder)
-    return folder / "kernels.so"
-
-
-def _without_includes(text: str) -> str:
-    return re.sub(r"^\s*#\s*include.*$", "", text, flags=re.MULTILINE)
-
-
-def _compile(command: list[str | Path], folder: str, name: str) -> None:
-    done = subprocess.run(
-        [*map(str, command), "-o", f"{folder}/{name}"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"g++ does not take it: {done.stderr[:4000]}")
-
-
-def _move(made: str, folder: Path) -> None:
-    """What was made, under its name; another process may have been faster."""
-    if not folder.exists():
-        kept = Path(f"{made}.kept")
-        Path(made).rename(kept)
-        Path(made).mkdir()  # for the context that removes it
-        if folder.exists():
-            return
-        kept.rename(folder)

@@ -7,8 +7,21 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "tensor_map.h"
+
+struct Function {
+  int (*launch)(const unsigned*, size_t, void**);
+  const size_t* sizes;  // of the arguments; 0 ends them
+};
+struct Launch {  // that a graph holds
+  Function* function;
+  unsigned sizes[6];
+  size_t shared;
+  std::vector<std::vector<char>> arguments;
+};
+static std::vector<Launch>* captured;  // what is being captured
 
 static int number(const char* name, int otherwise) {
   const char* text = getenv(name);
@@ -47,16 +60,43 @@ CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   char symbol[512];
   snprintf(symbol, sizeof symbol, "launch_%s", name);
-  *function = CUfunction(dlsym((void*)module, symbol));
-  return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+  void* launch = dlsym((void*)module, symbol);
+  if (!launch) return CUDA_ERROR_NOT_FOUND;
+  snprintf(symbol, sizeof symbol, "sizes_%s", name);
+  auto sizes = (const size_t* (*)())dlsym((void*)module, symbol);
+  *function = CUfunction(new Function{(int (*)(const unsigned*, size_t, void**))launch, sizes()});
+  return CUDA_SUCCESS;
 }
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** arguments, void**) {
   unsigned sizes[] = {c->gridDimX,  c->gridDimY,  c->gridDimZ,
                       c->blockDimX, c->blockDimY, c->blockDimZ};
   if (number("FAKE_CUDA_LAUNCH", 0)) return CUresult(number("FAKE_CUDA_LAUNCH", 0));
-  auto launch = (int (*)(const unsigned*, size_t, void**))f;
-  return launch(sizes, c->sharedMemBytes, arguments) ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
+  auto function = (Function*)f;
+  if (captured) {
+    Launch held{function, {}, c->sharedMemBytes, {}};
+    memcpy(held.sizes, sizes, sizeof sizes);
+    for (const size_t* size = function->sizes; *size; size++, arguments++)
+      held.arguments.emplace_back((char*)*arguments, (char*)*arguments + *size);
+    captured->push_back(std::move(held));
+    return CUDA_SUCCESS;
+  }
+  int status = function->launch(sizes, c->sharedMemBytes, arguments);
+  return status ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
+}
+void fake_cuda_begin_capture() { captured = new std::vector<Launch>; }
+void* fake_cuda_end_capture() {
+  void* graph = captured;
+  captured = nullptr;
+  return graph;
+}
+int fake_cuda_replay(void* graph) {
+  for (auto& held : *(std::vector<Launch>*)graph) {
+    std::vector<void*> arguments;
+    for (auto& bytes : held.arguments) arguments.push_back(bytes.data());
+    if (held.function->launch(held.sizes, held.shared, arguments.data())) return 719;
+  }
+  return 0;
 }
 CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
                                 void* base, const cuuint64_t* dims, const cuuint64_t* strides,

@@ -1,0 +1,145 @@
+"""Time on a GPU: work that is recorded once and launched again, between two events of its stream.
+
+A kernel of a few microseconds is over before Python has launched the next. So calls are captured as
+a CUDA graph, whose launch leaves no gaps but the GPU's own; where that cannot be done, they are
+launched one by one, and `is_graph` says so.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+
+from lbcompiler.errors import DeviceError
+from lbcompiler.targets.cuda.machine import RUNTIME
+
+PATIENCE_S = 60.0  # for what was launched; no work here takes a second
+POLL_S = 0.0002
+_NOT_READY = 600  # cudaErrorNotReady
+_RELAXED = 2  # cudaStreamCaptureModeRelaxed: what is no launch is done while capturing
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """`launch` puts `calls` calls into the stream."""
+
+    launch: Call
+    calls: int
+    is_graph: bool
+
+
+class Clock:
+    """A stream of the first GPU and the events on it. One for a process, used by one thread."""
+
+    def __init__(self) -> None:
+        self.device = tvm.cuda(0)
+        self._cuda = ctypes.CDLL(RUNTIME)
+        self._cuda.cudaGetErrorString.restype = ctypes.c_char_p
+        self.stream = ctypes.c_void_p()
+        self._check(self._cuda.cudaStreamCreate(ctypes.byref(self.stream)), "cudaStreamCreate")
+        self._start, self._stop, self._done = (self._event() for _ in range(3))
+
+    @property
+    def cold_bytes(self) -> int:
+        """More than the L2 cache holds, several times over."""
+        return 4 * int(self.device.l2_cache_size_bytes)
+
+    def run(self, call: Call) -> None:
+        """Once, until it is done. Raises DeviceError."""
+        with self._on_stream():
+            call()
+        self.wait()
+
+    def record(self, call: Call, calls: int) -> Recorded:
+        """`calls` calls, after one to warm up: `call` launches work and does nothing else."""
+        self.run(call)
+        graph = self._captured(call, calls)
+        if graph is None:
+
+            def each() -> None:
+                with self._on_stream():
+                    for _ in range(calls):
+                        call()
+
+            return Recorded(each, calls, False)
+        start = self._cuda.cudaGraphLaunch
+        return Recorded(
+            lambda: self._check(start(graph, self.stream), "cudaGraphLaunch"), calls, True
+        )
+
+    def seconds(self, recorded: Recorded) -> float:
+        """Of one call, the mean over those that were recorded. They run twice: the first time
+        keeps the GPU busy until the second, which is timed, is in its queue.
+        """
+        record = self._cuda.cudaEventRecord
+        recorded.launch()
+        self._check(record(self._start, self.stream), "cudaEventRecord")
+        recorded.launch()
+        self._check(record(self._stop, self.stream), "cudaEventRecord")
+        self.wait()
+        ms = ctypes.c_float()
+        elapsed = self._cuda.cudaEventElapsedTime(ctypes.byref(ms), self._start, self._stop)
+        self._check(elapsed, "cudaEventElapsedTime")
+        return float(ms.value) * 1e-3 / recorded.calls
+
+    def wait(self) -> None:
+        """Until the stream is done. Raises DeviceError, also where that takes too long."""
+        self._check(self._cuda.cudaEventRecord(self._done, self.stream), "cudaEventRecord")
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            status = self._cuda.cudaEventQuery(self._done)
+            if status != _NOT_READY:
+                break
+            if time.monotonic() > end:
+                raise DeviceError(
+                    f"a kernel did not end within {PATIENCE_S:.0f} s: this process cannot use the "
+                    "GPU any more; end it and start again"
+                )
+            time.sleep(POLL_S)
+        self._check(status, "what was launched")
+
+    def _captured(self, call: Call, calls: int) -> ctypes.c_void_p | None:
+        """A graph of the calls, ready to be launched; None where they cannot be captured."""
+        begin = self._cuda.cudaStreamBeginCapture
+        if begin(self.stream, _RELAXED):
+            self._cuda.cudaGetLastError()  # forgets it
+            return None
+        graph, ready, failed = ctypes.c_void_p(), ctypes.c_void_p(), False
+        try:
+            with self._on_stream():
+                for _ in range(calls):
+                    call()
+        except Exception:  # of whatever launches: it will say so again when it is called
+            failed = True
+        ended = self._cuda.cudaStreamEndCapture(self.stream, ctypes.byref(graph))
+        if failed or ended or not graph:
+            self._cuda.cudaGetLastError()
+            return None
+        instantiate = self._cuda.cudaGraphInstantiate
+        if instantiate(ctypes.byref(ready), graph, ctypes.c_ulonglong(0)):
+            self._cuda.cudaGetLastError()
+            return None
+        self._cuda.cudaGraphDestroy(graph)
+        return ready
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda:0"), self.stream.value or 0):
+            yield
+
+    def _event(self) -> ctypes.c_void_p:
+        event = ctypes.c_void_p()
+        self._check(self._cuda.cudaEventCreate(ctypes.byref(event)), "cudaEventCreate")
+        return event
+
+    def _check(self, status: int, what: str) -> None:
+        if status:
+            said = self._cuda.cudaGetErrorString(status).decode(errors="replace")
+            raise DeviceError(f"the GPU failed in {what}: CUDA error {status} ({said})")
