@@ -240,7 +240,7 @@ def tuned(
     if outcomes:
         kept(outcomes, tuner.database)
     if exported is not None:
-        print_line(f"{exported}: {count} faster configs of {processor}, {tuner.isa.name}")
+        print_line(f"{exported}: {count} faster configs of {processor}, {tuner.isa}")
     if other_versions:
         print_line(
             f"{other_versions} results of other versions of lbcompiler or TVM are in "

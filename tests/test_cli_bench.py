@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lbcompiler.bench import gemm, model_peers
+from lbcompiler.targets.configs import Result, Table
 from lbcompiler.targets.cpu import ceilings
-from lbcompiler.targets.cpu.configs import Result, Table
 from lbcompiler.tuning.database import versions
 from tests.test_cli_flow import documented, has_fields_of, language_model, lbc, said
 

@@ -10,8 +10,8 @@ from lbcompiler.bench.timing import ROUNDS, Progress
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets import targets_named
+from lbcompiler.targets.configs import Source
 from lbcompiler.targets.cpu import tuned_for
-from lbcompiler.targets.cpu.configs import Source
 from lbcompiler.tuning.work import parse_shape as parse_linear
 
 FORMAT = "mxint8"

@@ -13,9 +13,9 @@ from lbcompiler.bench.timing import ROUNDS, Progress, interleaved, silent
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
+from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cpu.bench import timed_linear
 from lbcompiler.targets.cpu.ceilings import Ceiling, ceilings
-from lbcompiler.targets.cpu.configs import Shape, Tuned
 from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.threads import set_threads
 

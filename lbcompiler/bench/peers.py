@@ -19,8 +19,8 @@ import numpy as np
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.model import Array
+from lbcompiler.targets.configs import Shape
 from lbcompiler.targets.cpu.bench import copies_of
-from lbcompiler.targets.cpu.configs import Shape
 
 BLOCK = 32  # of the peers' block formats: the one that all of them have
 

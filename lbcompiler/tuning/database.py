@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbcompiler.config import masked
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets.cpu.configs import Shape
+from lbcompiler.targets.configs import Shape
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -12,8 +12,8 @@ import tvm
 from tvm import rpc
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets.cpu.configs import processor
 from lbcompiler.targets.cpu.isa import Isa, detect
+from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.targets.cpu.threads import set_threads
 
 SHARE_ALL_CORES = -3  # a mode of TVM's pool: threads stay unpinned, as in targets/cpu/threads.py
@@ -21,11 +21,11 @@ SHARE_ALL_CORES = -3  # a mode of TVM's pool: threads stay unpinned, as in targe
 
 @dataclass(frozen=True)
 class Machine:
-    """`load` makes a module of a library's bytes; `device` is where its tensors lie."""
+    """`load` makes a module of compiled code; `device` is where its tensors lie."""
 
     processor: str
     device: Any
-    load: Callable[[bytes], Any]
+    load: Callable[[Any], Any]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ bits, or it fails: tuning never changes a result.
 """
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
@@ -16,8 +17,8 @@ import numpy as np
 import tvm
 
 from lbcompiler.errors import ConfigError, is_interruption
-from lbcompiler.targets.cpu.gemm import SMALL_M, Config
-from lbcompiler.tuning.build import Built, build_all, library
+from lbcompiler.targets.cpu.gemm import SMALL_M
+from lbcompiler.tuning.build import Built, Code, Config, build_all, library
 from lbcompiler.tuning.machine import Machine
 from lbcompiler.tuning.work import Work
 
@@ -53,19 +54,17 @@ class Bench(Protocol):
         """Raises CandidateError."""
 
 
-class GemmBench:
-    """The `Bench` of a GEMM on a machine, `jobs` compilations at a time."""
+class ComparingBench(ABC):
+    """The `Bench` of a GEMM on a machine, `jobs` compilations at a time; how its results are made
+    and timed is the machine's matter. `self.expected`: the default's bits.
+    """
+
+    expected: Any
+    time_default: Callable[[], float]
 
     def __init__(self, work: Work, machine: Machine, jobs: int) -> None:
         self.work, self.machine, self.jobs = work, machine, jobs
         self.built: dict[Config, Built] = {}
-        m, _, n = work.shape
-        module, self.operands = _operands(work, machine)
-        self.default = module["gemm"]
-        self.out = self._tensor(np.zeros((m, n), np.float32))
-        self.default(*self.operands, self.out)
-        self.time_default = self._timer(module, self.out)
-        self.expected = self.out.numpy().view(np.int32)
 
     def build(self, configs: Iterable[Config]) -> None:
         missing = [config for config in dict.fromkeys(configs) if config not in self.built]
@@ -80,22 +79,29 @@ class GemmBench:
         if isinstance(built, str):
             raise CandidateError(built)
         try:
-            return self._compare(built)
+            return self._compare(built, config)
         except CandidateError:
             raise
         except Exception as error:  # TVM's own, under several names
             if is_interruption(error):
                 raise
-            self._must_answer()
-            raise CandidateError(f"{type(error).__name__}: {_last_line(error)}") from None
+            self._after_failure()
+            raise CandidateError(f"{type(error).__name__}: {last_line(error)}") from None
 
-    def _compare(self, built: bytes) -> Times:
-        module = self.machine.load(built)
-        out = self._tensor(np.zeros(self.out.shape, np.float32))
-        module["gemm"](*self.operands, out)
-        if not np.array_equal(out.numpy().view(np.int32), self.expected):
+    @abstractmethod
+    def _prepared(self, built: Code, config: Config) -> tuple[Any, Callable[[], float]]:
+        """(the bits of a candidate's result, its timer: the milliseconds of one call)."""
+
+    @abstractmethod
+    def _after_failure(self) -> None:
+        """A candidate failed as nothing that is checked does. Raises ConfigError where no other
+        can be measured any more.
+        """
+
+    def _compare(self, built: Code, config: Config) -> Times:
+        bits, time_candidate = self._prepared(built, config)
+        if not np.array_equal(bits, self.expected):
             raise CandidateError("its result has other bits than the default's")
-        time_candidate = self._timer(module, out)
         ours: list[float] = []
         theirs: list[float] = []
         while len(ours) < ROUNDS:
@@ -110,13 +116,33 @@ class GemmBench:
                 break
         return Times(statistics.median(ours), statistics.median(theirs), ratio)
 
-    def _must_answer(self) -> None:
-        """A machine that no longer runs the default fails no candidate. Raises ConfigError."""
+
+class GemmBench(ComparingBench):
+    """On a CPU, here or behind TVM RPC."""
+
+    def __init__(self, work: Work, machine: Machine, jobs: int) -> None:
+        super().__init__(work, machine, jobs)
+        m, _, n = work.shape
+        module, self.operands = _operands(work, machine)
+        self.default = module["gemm"]
+        self.out = self._tensor(np.zeros((m, n), np.float32))
+        self.default(*self.operands, self.out)
+        self.time_default = self._timer(module, self.out)
+        self.expected = self.out.numpy().view(np.int32)
+
+    def _prepared(self, built: Code, config: Config) -> tuple[Any, Callable[[], float]]:
+        module = self.machine.load(built)
+        out = self._tensor(np.zeros(self.out.shape, np.float32))
+        module["gemm"](*self.operands, out)
+        return out.numpy().view(np.int32), self._timer(module, out)
+
+    def _after_failure(self) -> None:
+        """A machine that no longer runs the default fails no candidate."""
         try:
             self.default(*self.operands, self.out)
         except Exception as error:
             raise ConfigError(
-                f"the machine that measures no longer answers ({_last_line(error)}): what was "
+                f"the machine that measures no longer answers ({last_line(error)}): what was "
                 "measured is kept; start it again and repeat the command"
             ) from None
 
@@ -140,7 +166,7 @@ def _bytes(tensor: Any) -> int:
     return prod(map(int, tensor.shape)) * np.dtype(str(tensor.dtype)).itemsize
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 

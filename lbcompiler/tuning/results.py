@@ -1,12 +1,16 @@
 """What a database or a table holds, as the sources that a kernel's config is chosen from."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbcompiler.config import masked
 from lbcompiler.files import appearing
-from lbcompiler.targets.cpu.configs import Result, Source, Table, processor, read_table
+from lbcompiler.targets.configs import Result, Source, Table, read_table
+from lbcompiler.targets.cpu.processor import processor
+from lbcompiler.targets.cuda.driver import NoGpuError, first_gpu
 from lbcompiler.tuning.database import Subject, open_database, readable, versions
 from lbcompiler.tuning.study import best_result, default_of
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """`sources`: this machine's processor first. `other_versions` counts results passed over."""
+    """`sources`: those of this machine's processor or GPU first. `other_versions` counts results passed over."""
 
     name: str
     sources: tuple[Source, ...]
@@ -47,13 +51,22 @@ def read_results(database: str | Path) -> Found:
 def _read(name: str, storage: "BaseStorage") -> Found:
     held = results_in(storage)
     current = [(subject, result) for subject, result in held if subject.versions == versions()]
-    here = processor()
-    mine = tuple(result for subject, result in current if subject.processor == here)
+    here = _processors(subject for subject, _ in current)
+    mine = tuple(result for subject, result in current if subject.processor in here)
     sources = [Source(name, mine)] if mine else []
-    for other in sorted({subject.processor for subject, _ in current} - {here}):
+    for other in sorted({subject.processor for subject, _ in current} - here):
         results = tuple(result for subject, result in current if subject.processor == other)
         sources.append(Source(f"{name} ({other})", results))
     return Found(name, tuple(sources), len(held) - len(current))
+
+
+def _processors(subjects: Iterable[Subject]) -> set[str]:
+    """What this machine measures on: its processor, and its GPU if that is asked for."""
+    here = {processor()}
+    if any(subject.isa.startswith("sm_") for subject in subjects):
+        with suppress(NoGpuError):
+            here.add(first_gpu().name)
+    return here
 
 
 def results_in(storage: "BaseStorage") -> list[tuple[Subject, Result]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from lbcompiler.targets.cpu.configs import Result
+from lbcompiler.targets.configs import Result
 from lbcompiler.tuning.database import ATTRIBUTE, Subject
 from lbcompiler.tuning.measure import Times
 from lbcompiler.tuning.work import Fields, Work

@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from lbcompiler.compiler import merged
 from lbcompiler.config import CompileConfig, masked
-from lbcompiler.errors import ConfigError, is_interruption
+from lbcompiler.errors import is_interruption
 from lbcompiler.pipeline import Progress, silent
-from lbcompiler.targets.cpu import tuned_for
-from lbcompiler.targets.cpu.configs import Shape, Tuned, shape_class, shipped
-from lbcompiler.targets.cpu.isa import Isa, isa_named
-from lbcompiler.targets.cpu.kernels import kernel_for
+from lbcompiler.targets.configs import Shape, Tuned, shape_class
 from lbcompiler.tuning.database import Subject, default_path, open_database, readable
 from lbcompiler.tuning.database import versions as current_versions
-from lbcompiler.tuning.machine import Machine, open_machine
-from lbcompiler.tuning.measure import Bench, GemmBench
+from lbcompiler.tuning.machine import Machine
+from lbcompiler.tuning.measure import Bench
 from lbcompiler.tuning.results import export, results_in
 from lbcompiler.tuning.search import Limits, search
 from lbcompiler.tuning.study import TuningStudy
-from lbcompiler.tuning.work import Fields, Work, distinct, work_of_model
+from lbcompiler.tuning.targets import open_target
+from lbcompiler.tuning.work import Fields, KernelFor, Work, distinct, work_of_model
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -56,9 +54,10 @@ class Tuner:
     database: str
     storage: "BaseStorage"
     machine: Machine
-    isa: Isa
+    isa: str
+    kernel_for: KernelFor
     tuned: Tuned  # what a compile takes without a database
-    make_bench: MakeBench = GemmBench
+    make_bench: MakeBench
 
     def run(
         self, work: Iterable[Work], limits: Limits, progress: Progress = silent
@@ -71,7 +70,7 @@ class Tuner:
     def _run(self, work: Work, limits: Limits, progress: Progress) -> Iterator[Outcome]:
         subject = Subject(
             kernel=work.kernel.name,
-            isa=self.isa.name,
+            isa=self.isa,
             shape=work.shape,
             processor=self.machine.processor,
             versions=current_versions(),
@@ -97,7 +96,7 @@ class Tuner:
     def export(self, path: Path) -> int:
         """Write what beats the default here, for the instruction set, as a table; how many."""
         with readable(self.database):
-            return export(self.storage, path, self.machine.processor, self.isa.name)
+            return export(self.storage, path, self.machine.processor, self.isa)
 
 
 @contextmanager
@@ -107,19 +106,22 @@ def open_tuner(
     *,
     threads: int | None = None,
     rpc: str | None = None,
-    make_bench: MakeBench = GemmBench,
+    make_bench: MakeBench | None = None,
 ) -> Iterator[Tuner]:
     """Raises ConfigError where the database or the machine cannot be used."""
-    name, _, variant = target.partition(":")
-    if name != "cpu":
-        raise ConfigError(f"lbc tune has kernels of target cpu only, not of {target!r}")
-    isa, tuned = tuned_for(variant)
-    storage = open_database(db)
-    with _quiet_optuna(), open_machine(rpc, isa, threads) as machine:
-        if rpc is not None:  # what a compile takes on that machine
-            tuned = Tuned(shipped([machine.processor, isa.name]))
+    with open_target(target, threads, rpc) as held:
+        storage = open_database(db)
         database = masked(str(default_path() if db is None else db))
-        yield Tuner(database, storage, machine, isa, tuned, make_bench)
+        with _quiet_optuna():
+            yield Tuner(
+                database,
+                storage,
+                held.machine,
+                held.isa,
+                held.kernel_for,
+                held.tuned,
+                make_bench or held.make_bench,
+            )
 
 
 @contextmanager
@@ -143,10 +145,10 @@ def work_for(
     rows: Sequence[int] = ROWS,
 ) -> list[Work]:
     """Each distinct kernel and shape: those of `shapes`, then those of the model's linears."""
-    kernel = kernel_for(config.weight_format, config.activation_format, isa_named(tuner.isa.name))
+    kernel = tuner.kernel_for(config.weight_format, config.activation_format)
     work = [Work.of(kernel, shape, tuner.tuned) for shape in shapes]
     if model is not None:
-        work += work_of_model(model, config, tuner.isa, tuner.tuned, rows)
+        work += work_of_model(model, config, tuner.kernel_for, tuner.tuned, rows)
     return distinct(work)
 
 
@@ -191,7 +193,7 @@ def tune(
 
 def _outcome(study: TuningStudy, work: Work, subject: Subject) -> Outcome:
     best = study.best(subject)
-    side, k, n = shape_class(work.shape)
+    side, k, n = shape_class(work.kernel, work.shape)
     return Outcome(
         kernel=work.kernel.name,
         shape=work.shape,

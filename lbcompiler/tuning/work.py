@@ -1,7 +1,7 @@
 """What is tuned: a kernel at a shape, the space of its configs, and the config to be beaten."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -14,11 +14,10 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat, format_named
 from lbcompiler.ir import ops
 from lbcompiler.ir.rewrite import calls
-from lbcompiler.targets.cpu.configs import Shape, Tuned
-from lbcompiler.targets.cpu.gemm import Config
-from lbcompiler.targets.cpu.isa import Isa
-from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
+from lbcompiler.targets.configs import Shape, Tuned
+from lbcompiler.tuning.build import Config, Kernel
 
+KernelFor = Callable[[BlockFormat | None, BlockFormat | None], Kernel]
 Space = Mapping[str, Sequence[int]]
 Fields = dict[str, int]
 
@@ -27,13 +26,13 @@ Fields = dict[str, int]
 class Work:
     """`default` is what a compile takes without a database, `space` what may vary at this M."""
 
-    kernel: LinearKernel
+    kernel: Kernel
     shape: Shape
     default: Config
     space: Space
 
     @classmethod
-    def of(cls, kernel: LinearKernel, shape: Shape, tuned: Tuned) -> "Work":
+    def of(cls, kernel: Kernel, shape: Shape, tuned: Tuned) -> "Work":
         m, k, n = shape
         return cls(kernel, shape, tuned.choose(kernel, n, k).config, kernel.space(m, n, k))
 
@@ -81,22 +80,28 @@ def distinct(work: Iterable[Work]) -> list[Work]:
 
 
 def work_of_model(
-    model: Any, config: CompileConfig, isa: Isa, tuned: Tuned, rows: Sequence[int]
+    model: Any,
+    config: CompileConfig,
+    kernel_for: KernelFor,
+    tuned: Tuned,
+    rows: Sequence[int],
 ) -> list[Work]:
-    """Of every linear: at the M that the inputs give it, else at each of `rows`."""
+    """Of every linear: at the M that the inputs give it, else at each of `rows`. Kernels without a
+    choice are left out.
+    """
     held = planned(model, config)
     work = []
     for call in calls(held.module):
         if call.op != ops.DENSE:
             continue
         layer = held.layers[str(call.attrs["layer"])]
-        kernel = kernel_for(_format(layer.weight_format), _format(layer.activation_format), isa)
+        kernel = kernel_for(_format(layer.weight_format), _format(layer.activation_format))
         *lead, k = call.args[0].ty.shape.values
         n = call.ty.shape.values[-1]
         fixed = _rows(lead)
         for m in rows if fixed is None else (fixed,):
             work.append(Work.of(kernel, (m, int(k), int(n)), tuned))
-    return work
+    return [item for item in work if item.space]
 
 
 def _format(name: str) -> BlockFormat | None:

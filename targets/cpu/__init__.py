@@ -12,12 +12,13 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Files, KernelUse, Target
+from lbcompiler.targets.configs import Source, Tuned, shipped
 from lbcompiler.targets.cpu.block_scales import RULES
-from lbcompiler.targets.cpu.configs import Source, Tuned, processor, shipped
 from lbcompiler.targets.cpu.isa import Isa, isa_named, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
 from lbcompiler.targets.cpu.lower_attention import LowerAttention
+from lbcompiler.targets.cpu.processor import processor
 
 
 def cpu(variant: str = "", results: Sequence[Source] = ()) -> tuple[Target, ...]:
@@ -49,9 +50,9 @@ def tuned_for(variant: str = "", results: Sequence[Source] = ()) -> tuple[Isa, T
     """
     if variant:
         isa = isa_named(variant)
-        return isa, Tuned((*results, *shipped([isa.name])))
+        return isa, Tuned((*results, *shipped("cpu", [isa.name])))
     isa = preferred()
-    return isa, Tuned((*results, *shipped([processor(), isa.name])))
+    return isa, Tuned((*results, *shipped("cpu", [processor(), isa.name])))
 
 
 def _build(

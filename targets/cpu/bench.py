@@ -9,8 +9,8 @@ import numpy as np
 import tvm
 
 from lbcompiler.formats import BlockFormat, Quantized
+from lbcompiler.targets.configs import Tuned
 from lbcompiler.targets.cpu.build import tir_pipeline
-from lbcompiler.targets.cpu.configs import Tuned
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for

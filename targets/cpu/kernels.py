@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from lbcompiler.formats import BlockFormat, Quantized
+from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cpu.decode import divisor
 from lbcompiler.targets.cpu.float_activations import pair_stride
-from lbcompiler.targets.cpu.gemm import Config
+from lbcompiler.targets.cpu.gemm import SMALL_M, Config
 from lbcompiler.targets.cpu.gemm_float import FloatGemm
 from lbcompiler.targets.cpu.gemm_integer import IntegerGemm
 from lbcompiler.targets.cpu.isa import Isa
@@ -35,6 +36,7 @@ from lbcompiler.targets.cpu.layout import (
 from lbcompiler.targets.cpu.quantize import Quantizer, Rows, Source
 
 Spec = tuple[tuple[int, ...], str]  # shape and dtype
+PROGRAMS = (Program("one", 1, 1), Program("few", SMALL_M - 1, 8), Program("many", None, 128))
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ class LinearKernel:
     def default_config(self, n: int, k: int) -> Config:
         """What `gemm` takes without a config."""
         return self._gemm.config(n, k)
+
+    def programs(self, n: int, k: int) -> tuple[Program, ...]:
+        """The parts of `gemm`, which results of tuning are kept for."""
+        return PROGRAMS
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of the config that matter for M rows, with the values worth trying."""

@@ -22,7 +22,7 @@ from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.ir.rotation import rotation_of
-from lbcompiler.targets.cpu.configs import Tuned, fields_of
+from lbcompiler.targets.configs import Tuned, fields_of
 from lbcompiler.targets.cpu.sources import PrologueRows
 from lbcompiler.targets.cpu.windows import (
     Windows,

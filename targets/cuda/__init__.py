@@ -2,6 +2,7 @@
 GPU.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -13,8 +14,9 @@ from lbcompiler.ir.model import Dim
 from lbcompiler.passes.fuse_activation_quantize import FuseActivationQuantize
 from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Files, KernelUse, Target
+from lbcompiler.targets.configs import Source, Tuned, shipped
 from lbcompiler.targets.cuda.arch import ARCHS, Arch, archs_named, best_for
-from lbcompiler.targets.cuda.driver import NoGpuError, first_gpu
+from lbcompiler.targets.cuda.driver import Gpu, NoGpuError, first_gpu
 from lbcompiler.targets.cuda.linears import linear_for
 from lbcompiler.targets.cuda.lower import LowerLinears
 from lbcompiler.targets.cuda.lower_attention import LowerAttention
@@ -22,16 +24,31 @@ from lbcompiler.targets.cuda.rounding import RULES
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
 
-def cuda(variant: str = "", results: Sequence[Any] = ()) -> tuple[Target, ...]:
+def cuda(variant: str = "", results: Sequence[Source] = ()) -> tuple[Target, ...]:
     """A target for each architecture named (`sm_80,sm_90a`), or for the GPU that is there.
 
-    No results of tuning are taken yet.
+    `results` of `lbc tune` go before those that are shipped.
     """
-    archs = archs_named(variant) if variant else (_here(),)
-    return tuple(_target(arch) for arch in archs)
+    if variant:
+        return tuple(_target(arch, tuned_for(arch, "", results)) for arch in archs_named(variant))
+    arch, gpu = _here()
+    return (_target(arch, tuned_for(arch, gpu.name, results)),)
 
 
-def _here() -> Arch:
+def tuned_for(arch: Arch, gpu: str, results: Sequence[Source] = ()) -> Tuned:
+    """Where the configs of an architecture's kernels come from; `gpu` names the one that code is
+    for, "" any that runs it.
+    """
+    names = [file_name(gpu), arch.name] if gpu else [arch.name]
+    return Tuned((*results, *shipped("cuda", names)))
+
+
+def file_name(gpu: str) -> str:
+    """`NVIDIA H200` -> `nvidia_h200`."""
+    return re.sub(r"\W+", "_", gpu.lower()).strip("_")
+
+
+def _here() -> tuple[Arch, Gpu]:
     known = ", ".join(arch.name for arch in ARCHS)
     say = f"say for which GPU to compile: --target cuda:ARCH, of {known}"
     try:
@@ -46,10 +63,10 @@ def _here() -> Arch:
         raise ConfigError(
             f"{gpu.name} has compute capability {number}, which there are no kernels for: {say}"
         )
-    return arch
+    return arch, gpu
 
 
-def _target(arch: Arch) -> Target:
+def _target(arch: Arch, tuned: Tuned) -> Target:
     kernels = partial(linear_for, arch=arch)
     return Target(
         name="cuda",
@@ -58,7 +75,7 @@ def _target(arch: Arch) -> Target:
         passes=(
             FuseActivationQuantize(keeps_costly_rows=False),
             PackWeights(kernels),
-            LowerLinears(kernels),
+            LowerLinears(kernels, tuned),
             LowerAttention(),
         ),
         build=partial(_build, arch),

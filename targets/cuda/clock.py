@@ -7,6 +7,7 @@ launched one by one, and `is_graph` says so.
 
 import ctypes
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lbcompiler.targets.cuda.machine import RUNTIME
 PATIENCE_S = 60.0  # for what was launched; no work here takes a second
 POLL_S = 0.0002
 _NOT_READY = 600  # cudaErrorNotReady
+_DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: what is no launch is done while capturing
 
 Call = Callable[[], Any]
@@ -28,8 +30,9 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Recorded:
-    """`launch` puts `calls` calls into the stream."""
+    """`launch` puts `calls` calls of `call` into the stream."""
 
+    call: Call  # holds the tensors that a graph knows by their addresses
     launch: Call
     calls: int
     is_graph: bool
@@ -68,11 +71,16 @@ class Clock:
                     for _ in range(calls):
                         call()
 
-            return Recorded(each, calls, False)
+            return Recorded(call, each, calls, False)
         start = self._cuda.cudaGraphLaunch
-        return Recorded(
-            lambda: self._check(start(graph, self.stream), "cudaGraphLaunch"), calls, True
+        recorded = Recorded(
+            call,
+            lambda: self._check(start(graph, self.stream), "cudaGraphLaunch"),
+            calls,
+            True,
         )
+        weakref.finalize(recorded, self._cuda.cudaGraphExecDestroy, graph)
+        return recorded
 
     def seconds(self, recorded: Recorded) -> float:
         """Of one call, the mean over those that were recorded. They run twice: the first time
@@ -88,6 +96,14 @@ class Clock:
         elapsed = self._cuda.cudaEventElapsedTime(ctypes.byref(ms), self._start, self._stop)
         self._check(elapsed, "cudaEventElapsedTime")
         return float(ms.value) * 1e-3 / recorded.calls
+
+    def copy(self, to: Any, source: Any, size: int) -> None:
+        """Bytes of one tensor to another, put into the stream."""
+        pointers = ctypes.c_void_p(to.data_ptr()), ctypes.c_void_p(source.data_ptr())
+        status = self._cuda.cudaMemcpyAsync(
+            *pointers, ctypes.c_size_t(size), _DEVICE_TO_DEVICE, self.stream
+        )
+        self._check(status, "cudaMemcpyAsync")
 
     def wait(self) -> None:
         """Until the stream is done. Raises DeviceError, also where that takes too long."""

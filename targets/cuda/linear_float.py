@@ -7,6 +7,7 @@ import numpy as np
 from tvm import te, tirx
 
 from lbcompiler.formats import Quantized
+from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.elementwise import ACTIVATIONS
 
@@ -59,6 +60,12 @@ class FloatLinear:
 
     def default_config(self, n: int, k: int) -> NoConfig:
         return NoConfig()
+
+    def programs(self, n: int, k: int) -> tuple[Program, ...]:
+        return ()
+
+    def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
+        return {}
 
     def scratch(self, n: int, config: NoConfig) -> list[Spec]:
         """Nothing but y is written."""

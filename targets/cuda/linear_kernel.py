@@ -14,6 +14,7 @@ from tvm.tirx.script import builder as T
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.ir.prologue import Prologue
+from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.gemm_few import Few, emit_few
 from lbcompiler.targets.cuda.gemm_mma import ROW_BYTES, Activations, Tiling, emit_gemm
@@ -238,10 +239,25 @@ class LinearKernel:
             launches.append(config.wide)
         return max(one.shared_bytes(row, tile) for one in launches)
 
+    def programs(self, n: int, k: int) -> tuple[Program, ...]:
+        """The parts of `gemm`, which results of tuning are kept for."""
+        few, many = Program("few", FEW, 1), Program("many", None, 128)
+        if not self.has_wgmma:
+            return few, many
+        rows = self.default_config(n, k).rows
+        return few, Program("many", rows, rows), Program("wide", None, 2048)
+
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
-        """The fields of the config that matter for M rows, with the values worth trying; what asks
-        for too much shared memory together is refused by `gemm`.
+        """The fields of the config that matter for M rows, with the values worth trying, the
+        default's among them; what asks for too much shared memory together is refused by `gemm`.
         """
+        default = self.default_config(n, k)
+        return {
+            name: tuple(sorted({*values, getattr(default, name)}))
+            for name, values in self._choices(m, n, k).items()
+        }
+
+    def _choices(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         if m <= FEW:
             return {"few_warps": (4, 8), "few_stages": (3, 4, 6), "few_splits": (1, 2, 4, 8)}
         if self.has_wgmma and m > self.default_config(n, k).rows:

@@ -8,17 +8,18 @@ layout, scales) once for all linears that want the same; activations in float ar
 numbers that tensor cores take. Rows of all leading dimensions run as one (M, K) matrix."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 from tvm import relax
 
 from lbcompiler.ir import ops
-from lbcompiler.ir.model import Model
+from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rewrite import Scope, rewrite
 from lbcompiler.ir.rotation import rotation_of
+from lbcompiler.targets.configs import Tuned, fields_of
 from lbcompiler.targets.cuda.quantize import PLAIN
 from lbcompiler.targets.lowering import (
     KernelFor,
@@ -35,16 +36,27 @@ OPAQUE = 8  # kOpaque of TVM's op_attr_types.h: not to be fused with anything
 @dataclass(frozen=True)
 class LowerLinears:
     kernel_for: KernelFor
+    tuned: Tuned = Tuned()  # noqa: RUF009  # it is frozen
     name: ClassVar[str] = "lower_linears"
 
     def __call__(self, model: Model) -> Model:
         readers = first_readers(model.module)
-        lowering = _Lowering(self.kernel_for, dict(model.layers), readers)
+        lowering = _Lowering(self.kernel_for, self.tuned, dict(model.layers), readers)
         module = rewrite(model.module, lowering.visit)
         return replace(model, module=module, layers=lowering.layers)
 
 
 class _Lowering(Lowering):
+    def __init__(
+        self,
+        kernel_for: KernelFor,
+        tuned: Tuned,
+        layers: dict[str, Layer],
+        readers: dict[Any, Any],
+    ) -> None:
+        super().__init__(kernel_for, layers, readers)
+        self.tuned = tuned
+
     def visit(self, call: Any, scope: Scope) -> Any:
         if call.op == ops.FUSED_QUANTIZE:
             return self.fused_quantize(call, scope)
@@ -63,10 +75,11 @@ class _Lowering(Lowering):
             operands = self.operands_of(kernel, source, scope)
         else:
             operands = self._quantized(kernel, x, k, rule, scope)
-        config = kernel.default_config(n, k)
+        chosen = self.tuned.choose(kernel, n, k)
+        config = chosen.config
         layer = str(call.attrs["layer"])
         self.layers[layer] = replace(
-            self.layers[layer], config=asdict(config), config_source="default"
+            self.layers[layer], config=fields_of(config), config_source=chosen.source
         )
         key = ("gemm", kernel.name, n, k, *(["bias"] if bias is not None else []), epilogue)
         options = {"bias": bias is not None, "epilogue": epilogue, "config": config}

@@ -8,6 +8,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.prologue import Prologue
+from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cuda.gemm_tcgen05 import Tiled, Tokens, emit_tcgen05
 from lbcompiler.targets.cuda.intrinsics import kernel
 from lbcompiler.targets.cuda.layout import Array
@@ -96,7 +97,10 @@ class Tcgen05Kernel(NativeKernel):
     def _shared_bytes(self, config: Config) -> int:
         return max(tokens.shared_bytes(self.pair) for tokens in _launches(config))
 
-    def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
+    def programs(self, n: int, k: int) -> tuple[Program, ...]:
+        return Program("few", FEW, 1), Program("some", GROUP, GROUP), Program("many", None, 2048)
+
+    def _choices(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         if m <= FEW:
             return {"few_stages": (4, 6, 8)}
         if m <= GROUP:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cpu.configs import Tuned
+from lbcompiler.targets.configs import Tuned
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import AVX2
 from lbcompiler.targets.cpu.kernels import kernel_for

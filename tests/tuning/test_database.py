@@ -9,7 +9,7 @@ import pytest
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.pipeline import silent
-from lbcompiler.targets.cpu.configs import processor
+from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.tuning import database as databases
 from lbcompiler.tuning.database import open_database, readable, versions
 from lbcompiler.tuning.results import export, read_results

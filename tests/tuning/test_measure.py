@@ -15,9 +15,10 @@ import pytest
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cpu.configs import Tuned, processor
+from lbcompiler.targets.configs import Tuned
 from lbcompiler.targets.cpu.isa import AVX512_VNNI, GENERIC, detect
 from lbcompiler.targets.cpu.kernels import kernel_for
+from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.tuning import machine as machines
 from lbcompiler.tuning import measure
 from lbcompiler.tuning.build import build_all

@@ -8,7 +8,7 @@ import pytest
 import lbcompiler
 from lbcompiler.config import CompileConfig
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets.cpu.configs import processor
+from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.tuning.database import versions
 from lbcompiler.tuning.results import read_results
 from lbcompiler.tuning.search import Limits

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cpu import tuned_for
-from lbcompiler.targets.cpu.configs import (
+from lbcompiler.targets.configs import (
     DEFAULT,
     Result,
     Source,
     Table,
     Tuned,
-    processor,
     read_table,
     shape_class,
     shipped,
 )
+from lbcompiler.targets.cpu import tuned_for
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, ISAS, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
+from lbcompiler.targets.cpu.processor import processor
 
 KERNELS = {
     kernel.name: kernel
@@ -38,10 +38,14 @@ def result(m: int, k: int, n: int, **config: int) -> Result:
 
 
 def test_a_class_is_a_program_and_octaves_of_k_and_n() -> None:
-    assert shape_class((1, 4096, 4096)) == ("one", 12, 12)
-    assert shape_class((2, 4096, 4096)) == shape_class((15, 5000, 3000)) == ("few", 12, 12)
-    assert shape_class((16, 4096, 4096)) == ("many", 12, 12)
-    assert shape_class((16, 6000, 11008)) == ("many", 13, 13)
+    assert shape_class(MXINT8, (1, 4096, 4096)) == ("one", 12, 12)
+    assert (
+        shape_class(MXINT8, (2, 4096, 4096))
+        == shape_class(MXINT8, (15, 5000, 3000))
+        == ("few", 12, 12)
+    )
+    assert shape_class(MXINT8, (16, 4096, 4096)) == ("many", 12, 12)
+    assert shape_class(MXINT8, (16, 6000, 11008)) == ("many", 13, 13)
 
 
 def test_programs_have_results_of_their_own() -> None:
@@ -108,7 +112,10 @@ def test_shipped_results_are_choices_of_their_kernels(path) -> None:
 def test_this_machine_has_its_table_and_a_named_isa_its_own() -> None:
     isa, tuned = tuned_for()
     assert isa == preferred()
-    assert tuned.sources == shipped([processor(), isa.name])
-    assert tuned_for("avx2") == (AVX2, Tuned(shipped(["avx2"])))
+    assert tuned.sources == shipped("cpu", [processor(), isa.name])
+    assert tuned_for("avx2") == (AVX2, Tuned(shipped("cpu", ["avx2"])))
     mine = Source("mine", ())
-    assert tuned_for("avx512_vnni", [mine])[1].sources == (mine, *shipped([AVX512_VNNI.name]))
+    assert tuned_for("avx512_vnni", [mine])[1].sources == (
+        mine,
+        *shipped("cpu", [AVX512_VNNI.name]),
+    )

@@ -1,5 +1,5 @@
-"""An nvcc whose machine code runs on the GPU that is not there: the text of each kernel, compiled by
-g++ for the emulator; what stands for the cubin is the path of that library.
+"""An nvcc whose machine code runs on the GPU that is not there: the text of each kernel, compiled
+by g++ for the emulator; what stands for the cubin is the path of that library.
 
 Run as a program it takes nvcc's command line as ours writes it, and says of every kernel what
 ptxas would: `$CUDACXX` may name it. It needs nothing but Python and g++.

@@ -1,43 +1,66 @@
 """Which config a linear's kernel gets: the nearest result of `lbc tune`, else the kernel's default.
 
-A kernel holds three programs, for one row, for few (below `SMALL_M`) and for many, and results are
-kept for each by itself. There a result serves the shapes of its class:
+A kernel holds several programs, for one row, for few and for many (its `programs` says which), and
+results are kept for each by itself. There a result serves the shapes of its class:
 
-    shape class = one, few or many; K and N each rounded to the nearest power of two
+    shape class = the program; K and N each rounded to the nearest power of two
 
 Results come in tables, those to be preferred first: what the user names (`--tuning-db`), then what
-is shipped in `tuned/` for this processor (`znver5.json`, as LLVM names it), then for its
-instruction set (`avx2.json`). A result that is no choice of the kernel's space for the shape at
-hand is passed over. What a kernel computes is the same bits whatever the config.
+is shipped in the target's `tuned/` for this processor or GPU (`znver5.json`), then for its
+instruction set or architecture (`avx2.json`, `sm_90a.json`). A result that is no choice of the
+kernel's space for the shape at hand is passed over.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from math import log2
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import tvm
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets.cpu.gemm import SMALL_M, Config
-from lbcompiler.targets.cpu.kernels import LinearKernel
 
-PROGRAMS = {"one": 1, "few": 8, "many": 128}  # and the rows that stand for M where it is not known
 DEFAULT = "default"
 TABLE_VERSION = 1
 
 Shape = tuple[int, int, int]  # M, K, N
 
 
-def shape_class(shape: Shape) -> tuple[str, int, int]:
+@dataclass(frozen=True)
+class Program:
+    """A part of a kernel, for up to `most` rows (None: any); `rows` stand for M where it is not
+    known.
+    """
+
+    name: str
+    most: int | None
+    rows: int
+
+
+class Tunable(Protocol):
+    """A kernel, as far as its config is concerned: a frozen dataclass."""
+
+    @property
+    def name(self) -> str: ...
+
+    def programs(self, n: int, k: int) -> Sequence[Program]:
+        """In the order of their rows."""
+
+    def default_config(self, n: int, k: int) -> Any: ...
+
+    def space(self, m: int, n: int, k: int) -> Mapping[str, Sequence[int]]:
+        """The fields of the config that matter for M rows, with the values worth trying."""
+
+
+def shape_class(kernel: Tunable, shape: Shape) -> tuple[str, int, int]:
     """(program, K and N as exponents of two): shapes that share a result."""
     m, k, n = shape
-    program = "many" if m >= SMALL_M else "few" if m > 1 else "one"
-    return program, round(log2(k)), round(log2(n))
+    programs = kernel.programs(n, k)
+    program = next(p for p in programs if p.most is None or m <= p.most)
+    return program.name, round(log2(k)), round(log2(n))
 
 
 class Result(BaseModel):
@@ -82,7 +105,7 @@ class Source:
 class Chosen:
     """A kernel's config, and the names of the tables it comes from: `default` where none had it."""
 
-    config: Config
+    config: Any
     source: str
 
 
@@ -92,23 +115,24 @@ class Tuned:
 
     sources: tuple[Source, ...] = ()
 
-    def choose(self, kernel: LinearKernel, n: int, k: int) -> Chosen:
+    def choose(self, kernel: Tunable, n: int, k: int) -> Chosen:
         """For y (M, n) of x (M, k), any M."""
         config, names = kernel.default_config(n, k), []
-        for m in PROGRAMS.values():
-            source, result = self._nearest(kernel, (m, k, n))
+        for program in kernel.programs(n, k):
+            source, result = self._nearest(kernel, (program.rows, k, n))
             if result is not None:
                 config = replace(config, **result.config)
                 names.append(source)
         return Chosen(config, " + ".join(dict.fromkeys(names)) or DEFAULT)
 
-    def _nearest(self, kernel: LinearKernel, shape: Shape) -> tuple[str, Result | None]:
+    def _nearest(self, kernel: Tunable, shape: Shape) -> tuple[str, Result | None]:
         m, k, n = shape
         for source in self.sources:
             near = [
                 result
                 for result in source.results
-                if result.kernel == kernel.name and shape_class(result.shape) == shape_class(shape)
+                if result.kernel == kernel.name
+                and shape_class(kernel, result.shape) == shape_class(kernel, shape)
             ]
             if not near:
                 continue
@@ -125,14 +149,11 @@ def _distance(a: Shape, b: Shape) -> tuple[float, float]:
     return octaves[1] + octaves[2], octaves[0]
 
 
-def processor() -> str:
-    """LLVM's name of this machine's processor: znver5, sapphirerapids, ..."""
-    return str(tvm.get_global_func("target.llvm_get_system_cpu")())
-
-
-def shipped(names: Iterable[str]) -> tuple[Source, ...]:
-    """The tables of `tuned/` that there are for these processors and instruction sets."""
-    folder = files("lbcompiler.targets.cpu") / "tuned"
+def shipped(target: str, names: Iterable[str]) -> tuple[Source, ...]:
+    """The tables in the `tuned/` of a target that there are for these processors and instruction
+    sets.
+    """
+    folder = files(f"lbcompiler.targets.{target}") / "tuned"
     found = [(name, folder / f"{name}.json") for name in names]
     return tuple(
         Source(name, Table.model_validate_json(path.read_text()).results)
@@ -158,7 +179,7 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def fields_of(config: Config) -> dict[str, int]:
+def fields_of(config: Any) -> dict[str, int]:
     """For the manifest."""
     held: dict[str, Any] = asdict(config)
     return held
