@@ -5,7 +5,7 @@ for little arithmetic: they are cold then, as in a model that is larger than the
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lbcompiler.bench.peers import check_peers, peers
@@ -57,6 +57,8 @@ class GemmRow:
     dram_gb_s: float
     dram_share: float
     peers: dict[str, PeerSpeed]
+    missing: dict[str, str] = field(default_factory=dict)  # the reason of a peer that could not
+    is_graph: bool = False  # a GPU's launches were captured: nothing but its own gaps is timed
 
 
 def bench_gemm(

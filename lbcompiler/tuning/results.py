@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """`sources`: those of this machine's processor or GPU first. `other_versions` counts results passed over."""
+    """`sources`: those of this machine's processor or GPU first. `other_versions` counts results
+    passed over.
+    """
 
     name: str
     sources: tuple[Source, ...]

@@ -130,8 +130,8 @@ def rule_of(kernel: LinearKernel) -> str:
 def visit(clock: Clock, call: Callable[[], Any], copies: int = 1) -> Recorded:
     """As many calls as a visit takes, a multiple of `copies`."""
     once = clock.seconds(clock.record(call, copies))
-    turns = min(ceil(VISIT_S / max(once * copies, 1e-7)), max(1, MOST_CALLS // copies))
-    return clock.record(call, turns * copies)
+    turns = min(ceil(VISIT_S / max(once * copies, 1e-7)), MOST_CALLS // copies)
+    return clock.record(call, max(1, turns) * copies)
 
 
 def copies_of(nbytes: int, cold: int) -> int:

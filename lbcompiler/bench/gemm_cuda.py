@@ -1,0 +1,147 @@
+"""`lbc bench gemm --target cuda`: one linear on a GPU, ours and the peers', beside the ceilings of
+that GPU.
+
+Everything is recorded once and then takes turns in shuffled rounds, timed by CUDA events. Weights
+are cold up to 16 rows, as in a model that is larger than the L2 cache.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from lbcompiler.bench.gemm import GemmRow, PeerSpeed
+from lbcompiler.bench.peers_cuda import check_peers, cublas_bf16, peers
+from lbcompiler.bench.timing import ROUNDS, Progress, silent
+from lbcompiler.config import WEIGHT_ONLY
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import BlockFormat
+from lbcompiler.targets.configs import Shape, Tuned
+from lbcompiler.targets.cuda import tuned_for
+from lbcompiler.targets.cuda.arch import Arch
+from lbcompiler.targets.cuda.bench import FEW_ROWS, timed_linear
+from lbcompiler.targets.cuda.ceilings import copies
+from lbcompiler.targets.cuda.clock import Clock, Recorded
+from lbcompiler.targets.cuda.machine import gpu_for
+from lbcompiler.targets.cuda.toolchain import find_nvcc
+
+Within = Callable[[int, int], None]  # (rounds done, of how many)
+
+PEAK = (4096, 8192, 8192)  # M, K, N of the product that stands for the bfloat16 peak
+OURS, QUANTIZE, PEAK_NAME, COPY = "ours", "quantize", "bf16 peak", "copy "
+
+
+def bench_gemm_cuda(
+    formats: Iterable[tuple[BlockFormat, BlockFormat | None]],
+    shapes: Sequence[Shape],
+    variant: str,
+    *,
+    tuned: Tuned = Tuned(),  # noqa: B008  # it is frozen
+    peer_names: Sequence[str] = (),
+    rounds: int = ROUNDS,
+    hot: bool = False,
+    progress: Progress = silent,
+) -> list[GemmRow]:
+    """A row for each pair of formats (weights, activations) and each shape.
+
+    `variant`: an architecture's name, "" for what suits the GPU; `tuned` goes before what is
+    shipped. Raises ConfigError without a GPU, nvcc or a peer that is asked for, DeviceError where
+    the GPU fails.
+    """
+    check_peers(peer_names)
+    arch, gpu = gpu_for(variant, "lbc bench gemm times")
+    find_nvcc().check(arch)
+    clock = Clock()
+    held = tuned_for(arch, "" if variant else gpu.name, tuned.sources)
+    bench = _Bench(arch, held, clock, tuple(peer_names), rounds, hot, *_ceilings(arch, clock))
+    rows = []
+    for weight, act in formats:
+        for shape in shapes:
+            stage = f"{weight.name} {'x'.join(map(str, shape))}"
+
+            def within(done: int, total: int, stage: str = stage) -> None:
+                progress(stage, done, total)
+
+            rows.append(bench.row(weight, act, shape, within))
+    return rows
+
+
+def interleaved(
+    clock: Clock, work: Mapping[str, Recorded], rounds: int, progress: Within
+) -> dict[str, float]:
+    """Median seconds of one call of each, over rounds that visit all of them in shuffled order."""
+    order, shuffle = list(work), random.Random(0)
+    samples: dict[str, list[float]] = {name: [] for name in work}
+    for done in range(rounds):
+        progress(done, rounds)
+        shuffle.shuffle(order)
+        for name in order:
+            samples[name].append(clock.seconds(work[name]))
+    progress(rounds, rounds)
+    return {name: statistics.median(taken) for name, taken in samples.items()}
+
+
+def _ceilings(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int]:
+    """(what is recorded of them, the bytes that a copy moves); no peak without cuBLAS."""
+    ways, moved = copies(arch, clock)
+    bounds = {COPY + name: recorded for name, recorded in ways.items()}
+    with suppress(ConfigError):  # the row says that it has none
+        bounds[PEAK_NAME] = cublas_bf16(PEAK, 0, clock)
+    return bounds, moved
+
+
+@dataclass(frozen=True)
+class _Bench:
+    arch: Arch
+    tuned: Tuned
+    clock: Clock
+    peer_names: tuple[str, ...]
+    rounds: int
+    hot: bool
+    bounds: dict[str, Recorded]
+    copied_bytes: int
+
+    def row(
+        self,
+        weight: BlockFormat,
+        act: BlockFormat | None,
+        shape: Shape,
+        progress: Within,
+    ) -> GemmRow:
+        progress(0, self.rounds)
+        m, k, n = shape
+        cold = 0 if self.hot or m > FEW_ROWS else self.clock.cold_bytes
+        linear = timed_linear(weight, act, self.arch, shape, cold, self.tuned, self.clock)
+        others, missing = peers(self.peer_names, shape, cold, self.clock)
+        work = {OURS: linear.whole, QUANTIZE: linear.quantize, **self.bounds, **others}
+        took = interleaved(self.clock, work, self.rounds, progress)
+        operations, seconds = 2e-9 * m * k * n, took[OURS]
+        copy = max(self.copied_bytes / took[name] * 1e-9 for name in took if name.startswith(COPY))
+        pm, pk, pn = PEAK
+        peak = 2e-9 * pm * pk * pn / took[PEAK_NAME] if PEAK_NAME in took else None
+        weight_rate = linear.weight_bytes / seconds * 1e-9
+        return GemmRow(
+            shape=shape,
+            format=weight.name,
+            act_format=WEIGHT_ONLY if act is None else act.name,
+            isa=self.arch.name,
+            config_source=linear.config_source,
+            threads=1,
+            cold=0 < cold <= linear.weight_bytes * linear.copies,
+            ms=seconds * 1e3,
+            quantize_ms=took[QUANTIZE] * 1e3,
+            gops=operations / seconds,
+            ceiling="bf16",
+            ceiling_gops=peak,
+            ceiling_share=None if peak is None else operations / seconds / peak,
+            weight_gb_s=weight_rate,
+            dram_gb_s=copy,
+            dram_share=weight_rate / copy,
+            peers={
+                name: PeerSpeed(took[name] * 1e3, operations / took[name], took[name] / seconds)
+                for name in others
+            },
+            missing=missing,
+            is_graph=linear.whole.is_graph,
+        )
