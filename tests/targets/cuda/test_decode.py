@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
-from tvm.tirx.script import builder as T
 
-from lbcompiler.formats import FORMATS, BlockFormat, decode_scales
-from lbcompiler.targets.cuda.decode import product, scale_pair, value_pair
-from lbcompiler.targets.cuda.intrinsics import kernel, launch, uint32
-from lbcompiler.targets.cuda.layout import offset_mask
+from lbcompiler.formats import FORMATS, decode_scales
 from tests.emulator.build import emulate
+from tests.targets.cuda.decoding import decoding, every_pair, exact, operands
 from tests.targets.cuda.reference import from_bfloat16, to_bfloat16
 
 each_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -17,18 +14,6 @@ CORNERS = {  # E8M0 bytes below which code * scale may be no bfloat16: 2^(byte -
     "mxfp8": 3,
     "mxfp8_e5m2": 10,
 }
-
-
-def every_pair(fmt: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scale bytes, each with each; E4M3 without its sign."""
-    scales = 256 if fmt.scale == "e8m0" else 128
-    grid = np.mgrid[: 2**fmt.element.bits, :scales].astype(np.uint8)
-    return grid[0].ravel(), grid[1].ravel()
-
-
-def exact(fmt: BlockFormat, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    values = fmt.element.values[codes].astype(np.float64)
-    return values * decode_scales(scales, fmt.scale).astype(np.float64)
 
 
 @each_format
@@ -50,18 +35,6 @@ def test_every_product_is_a_bfloat16(fmt) -> None:
         assert not is_exact[kept & (scales == CORNERS[fmt.name] - 1)].all()
 
 
-def decoding(fmt: BlockFormat, count: int):
-    with kernel() as builder:
-        x = T.arg("codes", T.buffer((count,), "uint32"))
-        s = T.arg("scales", T.buffer((count,), "uint32"))
-        y = T.arg("y", T.buffer((count,), "uint32"))
-        with launch([count // 32], 32) as (place, thread):
-            at = place[0] * 32 + thread
-            values = value_pair(fmt.element)(x[at] | x[at] << uint32(16))
-            T.buffer_store(y, product(values, scale_pair(fmt.scale)(s[at])), [at])
-    return builder.get()
-
-
 @pytest.fixture(scope="module")
 def decoders():
     return emulate({n: decoding(f, len(every_pair(f)[0])) for n, f in FORMATS.items()})
@@ -73,8 +46,7 @@ def test_kernels_decode_every_pair(decoders, fmt, flush) -> None:
     """Also where float32 subnormals are flushed: decoding uses none."""
     codes, scales = every_pair(fmt)
     y = np.zeros(len(codes), np.uint32)
-    stored = (codes ^ np.uint8(offset_mask(fmt.element))).astype(np.uint32)
-    decoders(fmt.name, stored, scales.astype(np.uint32), y, flush=flush)
+    decoders(fmt.name, *operands(fmt), y, flush=flush)
     np.testing.assert_array_equal(y & 0xFFFF, y >> 16)
     values = fmt.element.values[codes]
     known = np.isfinite(values)  # `canonical` leaves no code of NaN and infinity

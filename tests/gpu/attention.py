@@ -1,0 +1,54 @@
+"""Fused attention against float64, to what float32 allows: CUDA's exp is not glibc's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lbcompiler.targets.cuda.arch import Arch, arch_named
+from lbcompiler.targets.cuda.attention_fused import attention_kernel
+from tests.gpu.built import Loaded
+from tests.gpu.check import Arrays, Figures
+from tests.gpu.kernels import within
+from tests.targets.cuda.attention_cases import (
+    CASES,
+    TOLERANCE,
+    described,
+    expected,
+    inputs,
+    output,
+)
+
+BOUND = 4 * TOLERANCE  # as the emulator's: exp of both is within two units in the last place
+
+
+@dataclass(frozen=True)
+class Attention:
+    case: str
+    arch_name: str
+
+    @property
+    def arch(self) -> Arch:
+        return arch_named(self.arch_name)
+
+    @property
+    def name(self) -> str:
+        return f"attention {self.arch_name}, {self.case}"
+
+    def functions(self) -> dict[str, Any]:
+        return {"attention": attention_kernel(described(CASES[self.case]))}
+
+    def outputs(self, kernels: Loaded) -> Arrays:
+        case = CASES[self.case]
+        (found,) = kernels("attention", list(inputs(case)), [output(case)])
+        return {"out": found}
+
+    def judge(self, outputs: Arrays) -> Figures:
+        case = CASES[self.case]
+        wanted = expected(case, *inputs(case))
+        error = np.abs(outputs["out"] - wanted)
+        return {"share_of_bound": within(error, np.full_like(error, BOUND), "out")}
+
+    def same(self, ours: Arrays, emulated: Arrays) -> Figures:
+        error = np.abs(ours["out"].astype(np.float64) - emulated["out"])
+        return {"share_of_bound": within(error, np.full_like(error, 2 * BOUND), "out")}

@@ -1,0 +1,55 @@
+"""A library of kernels as files, between the process that builds it and the one that runs it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from lbcompiler.targets.cuda.arch import Arch
+from lbcompiler.targets.cuda.device_code import DeviceCode
+from lbcompiler.targets.cuda.library import Library
+from tests.gpu.check import Array
+
+HOST, DEVICE, SOURCES = "host.so", "kernels.safetensors", "sources.json"
+
+
+def build(functions: dict[str, Any], arch: Arch, folder: Path) -> None:
+    library = Library.of(functions, arch)
+    (folder / HOST).write_bytes(library.host)
+    (folder / DEVICE).write_bytes(library.device)
+    (folder / SOURCES).write_text(json.dumps(dict(library.sources)))
+
+
+class Loaded:
+    """The functions of a library, called with arrays; `emulated`: on the GPU that is not there."""
+
+    def __init__(self, folder: Path, emulated: bool = False) -> None:
+        self.device = tvm.cuda(0)
+        host, device = ((folder / name).read_bytes() for name in (HOST, DEVICE))
+        sources = json.loads((folder / SOURCES).read_text())
+        if emulated:
+            device = _emulated(folder, sources)
+        self.module = Library(host, device, sources).load()
+
+    def __call__(self, name: str, given: list[Array], results: list[Array]) -> list[Array]:
+        """What the function writes over `results`, which its memory is filled with before."""
+        tensors = [self._put(array) for array in (*given, *results)]
+        self.module[name](*tensors)
+        self.device.sync()
+        return [tensor.numpy() for tensor in tensors[len(given) :]]
+
+    def _put(self, array: Array) -> Any:
+        return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+
+
+def _emulated(folder: Path, sources: dict[str, str]) -> bytes:
+    """The device's file with emulated kernels."""
+    from tests.targets.cuda.fake_nvcc import image_of
+
+    held = DeviceCode.read(folder / DEVICE)
+    image = image_of(sources)
+    path = folder / f"emulated.{DEVICE}"
+    DeviceCode(held.arch, held.entries, dict.fromkeys(held.cubins, image), {}).save(path)
+    return path.read_bytes()
