@@ -1,4 +1,8 @@
-"""A linear's quantization and GEMM, at row counts of every kernel and tails everywhere."""
+"""A linear's quantization and GEMM, at row counts of every kernel and tails everywhere.
+
+Each is run on normal numbers, whose sums depend on the order of the additions, and on whole ones,
+whose sums do not.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +19,14 @@ from tests.gpu.check import Array, Arrays, Figures
 from tests.gpu.kernels import every_bit, within
 from tests.targets.cuda.reference import activation_operands, rows_of
 
+NORMAL, WHOLE = "normal", "whole"
 TRUNCATION = 2.0**-23  # of a float32 in any rounding: to nearest it would be half
 BEHIND_THE_SUM = 4  # the two tensor scales, the bias, the activation of `none`
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """`rows`: the M's. Whole numbers (`is_exact`), or normal ones."""
+    """`rows`: the M's."""
 
     weight: str
     act: str | None
@@ -29,7 +34,6 @@ class Gemm:
     rows: tuple[int, ...]
     n: int
     k: int
-    is_exact: bool = False
 
     @property
     def arch(self) -> Arch:
@@ -42,8 +46,7 @@ class Gemm:
 
     @property
     def name(self) -> str:
-        numbers = "whole numbers" if self.is_exact else "normal numbers"
-        return f"gemm {self.kernel.name} N={self.n} K={self.k} {numbers}"
+        return f"gemm {self.kernel.name} N={self.n} K={self.k}"
 
     def functions(self) -> dict[str, Any]:
         kernel = self.kernel
@@ -54,54 +57,54 @@ class Gemm:
 
     def outputs(self, kernels: Loaded) -> Arrays:
         kernel, n, k = self.kernel, self.n, self.k
-        _, w, bias = self._weights()
-        packed, results = [np.asarray(part) for part in kernel.pack(w)], {}
-        for m in self.rows:
-            shapes = kernel.quantized_shapes(m, k)
-            empty = [np.full(shape, 7).astype(dtype) for shape, dtype in shapes]
-            operands = kernels("quantize", [self._x(m)], empty)
-            scratch = kernel.scratch(n, kernel.default_config(n, k))
-            y = np.full((m, n), np.nan, np.float32)
-            written = [y, *(np.zeros(shape, dtype) for shape, dtype in scratch)]
-            results[f"M={m}"] = kernels("gemm", [*operands, *packed, bias], written)[0]
+        scratch = kernel.scratch(n, kernel.default_config(n, k))
+        results: Arrays = {}
+        for numbers in (NORMAL, WHOLE):
+            _, w, bias = self._weights(numbers)
+            packed = [np.asarray(part) for part in kernel.pack(w)]
+            for m in self.rows:
+                shapes = kernel.quantized_shapes(m, k)
+                empty = [np.full(shape, 7).astype(dtype) for shape, dtype in shapes]
+                operands = kernels("quantize", [self._x(m, numbers)], empty)
+                y = np.full((m, n), np.nan, np.float32)
+                written = [y, *(np.zeros(shape, dtype) for shape, dtype in scratch)]
+                found = kernels("gemm", [*operands, *packed, bias], written)
+                results[f"{numbers} {m}"] = found[0]
         return results
 
     def judge(self, outputs: Arrays) -> Figures:
-        values, _, bias = self._weights()
-        shares = []
-        for m in self.rows:
-            x = self._values(m)
+        shares: dict[str, list[float]] = {NORMAL: [], WHOLE: []}
+        for name, y in outputs.items():
+            numbers, m = name.split()
+            values, _, bias = self._weights(numbers)
+            x = self._values(int(m), numbers)
             wanted = x @ values.T + bias
-            error = np.abs(outputs[f"M={m}"] - wanted)
-            if self.is_exact:
-                bound = self._behind_the_sum * TRUNCATION * np.abs(wanted)
-            else:
+            if numbers == NORMAL:
                 bound = self._bound(x, values, bias)
-            shares.append(within(error, bound, f"M={m}"))
-        if self.is_exact and not self._behind_the_sum:
-            return {"agreement": "every bit"}
-        return {"share_of_bound": max(shares)}
-
-    @property
-    def _behind_the_sum(self) -> int:
-        """Roundings of a whole number's sum: where there are tensor scales they are no powers of
-        two.
-        """
-        formats = (self.kernel.weight, self.kernel.act)
-        has_scale = any(fmt is not None and fmt.has_tensor_scale for fmt in formats)
-        return BEHIND_THE_SUM if has_scale else 0
+            else:
+                bound = self._behind_the_sum * TRUNCATION * np.abs(wanted)
+            shares[numbers].append(within(np.abs(y - wanted), bound, f"M={m}, {numbers} numbers"))
+        whole = max(shares[WHOLE]) if self._behind_the_sum else "every bit"
+        return {"share_of_bound": max(shares[NORMAL]), "whole_numbers": whole}
 
     def same(self, ours: Arrays, emulated: Arrays) -> Figures:
-        if self.is_exact:
-            return every_bit(ours, emulated)
-        values, _, bias = self._weights()
         shares, equal = [], []
         for name, found in ours.items():
-            x = self._values(len(found))
+            numbers, m = name.split()
+            if numbers == WHOLE:
+                every_bit({name: found}, {name: emulated[name]})
+                continue
+            values, _, bias = self._weights(numbers)
+            x = self._values(int(m), numbers)
             error = np.abs(found.astype(np.float64) - emulated[name])
-            shares.append(within(error, 2 * self._bound(x, values, bias), name))
+            shares.append(within(error, 2 * self._bound(x, values, bias), f"M={m}"))
             equal.append(float((found == emulated[name]).mean()))
-        return {"share_of_bound": max(shares), "equal_bits": float(np.mean(equal))}
+        share = float(np.mean(equal))
+        return {
+            "share_of_bound": max(shares),
+            "equal_bits": share,
+            "whole_numbers": "every bit",
+        }
 
     def _bound(self, x: Array, values: Array, bias: Array) -> Array:
         """Products are exact. Each is added once in a tensor core, in any order, each addition or
@@ -115,23 +118,30 @@ class Gemm:
         terms = products + config.few_warps + parts + BEHIND_THE_SUM
         return np.asarray(terms * TRUNCATION * (np.abs(x) @ np.abs(values).T + np.abs(bias)))
 
-    def _x(self, m: int) -> Array:
-        if self.is_exact:
+    @property
+    def _behind_the_sum(self) -> int:
+        """Roundings of a sum that is exact: tensor scales are no powers of two."""
+        formats = (self.kernel.weight, self.kernel.act)
+        has_scale = any(fmt is not None and fmt.has_tensor_scale for fmt in formats)
+        return BEHIND_THE_SUM if has_scale else 0
+
+    def _x(self, m: int, numbers: str) -> Array:
+        if numbers == WHOLE:
             return exact_rows(m, self.k)
         return np.random.default_rng(m).standard_normal((m, self.k), np.float32)
 
-    def _values(self, m: int) -> Array:
+    def _values(self, m: int, numbers: str) -> Array:
         """What the activations are once they are quantized, float64 (m, K)."""
-        kernel, x = self.kernel, self._x(m)
+        kernel, x = self.kernel, self._x(m, numbers)
         if kernel.act is None:
             return np.asarray(rows_of(activation_operands(kernel, x), self.k))
         q = kernel.act.quantize(x, rule_of(kernel), per_row=True)
         return np.asarray(kernel.act.dequantize(q).astype(np.float64))
 
-    def _weights(self) -> tuple[Array, Any, Array]:
+    def _weights(self, numbers: str) -> tuple[Array, Any, Array]:
         """(values float64 (N, K), quantized, bias)."""
         rng, fmt = np.random.default_rng(0), self.kernel.weight
-        if self.is_exact:
+        if numbers == WHOLE:
             w, bias = exact_rows(self.n, self.k)[::-1], np.zeros(self.n, np.float32)
         else:
             w = rng.standard_normal((self.n, self.k), np.float32)

@@ -1,0 +1,113 @@
+"""`python -m tests.gpu`: is what the kernels compute on this GPU right, and how fast are they?
+
+One command, no network, as long as `--seconds` allows; docs/cuda.md says what is checked. Progress
+goes to stderr, a table to stdout, everything to `--json`, which is whole after every check. Exit
+status: 0, 1 where a check failed, 2 where none could be run.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lbcompiler.files import appearing
+from tests.gpu import environment, run
+from tests.gpu.check import CRASHED, FAILED, MEASURED, PASSED, SKIPPED, Record
+from tests.gpu.plan import Options, archs_of, plan
+
+SECONDS = 540.0
+WRONG = (FAILED, CRASHED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
+    start = time.monotonic()
+    here = environment.look()
+    for name, fact in here.facts.items():
+        print(f"{name}: {fact}", file=sys.stderr)
+    for text in here.missing:
+        print(f"missing: {text}", file=sys.stderr)
+    if not here.can_check or here.gpu is None:
+        _write(asked.json, here, [], start)
+        print("no check could be run: see what is missing above")
+        return 2
+    archs = archs_of(here.gpu.capability)
+    if not archs:
+        print(f"there are no kernels for {here.gpu.name}")
+        return 2
+    models = dict(text.partition("=")[::2] for text in asked.model)
+    for label, path in models.items():
+        if not Path(path).is_file():
+            print(f"--model {label}={path}: there is no such file", file=sys.stderr)
+            return 2
+    options = Options(archs, models, asked.small, tuple(asked.only))
+    print(f"{len(plan(options))} checks of {', '.join(archs)}", file=sys.stderr)
+    told: list[Record] = []
+
+    def tell(record: Record) -> None:
+        told.append(record)
+        passed = time.monotonic() - start
+        print(f"[{passed:5.0f} s] {_line(record)}", file=sys.stderr, flush=True)
+        _write(asked.json, here, told, start)
+
+    records = run.run_all(options, asked.seconds - (time.monotonic() - start), tell)
+    _write(asked.json, here, records, start)
+    print(summary(records))
+    return 1 if any(record.status in WRONG for record in records) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
+    parser.add_argument("--json", type=Path, help="where to write what was found")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which it ends")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME=PATH", help="an .onnx to run as well"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="checks whose name holds it"
+    )
+    parser.add_argument("--small", action="store_true", help="shapes for an emulated GPU")
+    return parser
+
+
+def summary(records: Sequence[Record]) -> str:
+    """A line for each measure and each check that did not pass, and how many did."""
+    lines = [_line(r) for r in records if r.status == MEASURED or r.status in WRONG]
+    counts = dict.fromkeys((PASSED, MEASURED, FAILED, CRASHED, SKIPPED), 0)
+    for record in records:
+        counts[record.status] += 1
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return "\n".join([*lines, told])
+
+
+def _line(record: Record) -> str:
+    figures = ", ".join(f"{name} {_figure(value)}" for name, value in record.figures.items())
+    said = " | ".join(text for text in (figures, record.reason) if text)
+    return f"{record.status:8} {record.name}: {said}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write(
+    path: Path | None, here: environment.Environment, records: Sequence[Record], start: float
+) -> None:
+    if path is None:
+        return
+    held = {
+        "environment": here.facts,
+        "missing": here.missing,
+        "seconds": time.monotonic() - start,
+        "records": [asdict(record) for record in records],
+    }
+    with appearing(path) as partial:
+        partial.write_text(json.dumps(held, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

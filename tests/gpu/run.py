@@ -1,0 +1,170 @@
+"""The checks of a plan, built by several processes and run by one after the other, until all are
+done or the time is over.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.gpu.check import CRASHED, SKIPPED, Record
+from tests.gpu.plan import Options, plan
+from tests.gpu.worker import MARK
+from tests.targets.cuda.fake_nvcc import ROOT
+
+MOST_BUILDERS = 8
+PATIENCE_S = 150.0  # for one check: the longest compiles nothing and waits for a model's outputs
+TAIL = 6  # lines of what a process said before it died
+
+Told = Callable[[Record], None]
+_GONE: dict[str, Any] = {"gone": True}
+
+
+def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
+    """A record for each check, told as it comes."""
+    checks, end = plan(options), time.monotonic() + seconds
+    records: dict[int, Record] = {}
+
+    def keep(index: int, record: Record) -> None:
+        records[index] = record
+        told(record)
+
+    with tempfile.TemporaryDirectory(prefix="lbc-gpu-") as name, _builders(Path(name), options):
+        while time.monotonic() < end:
+            left = [index for index in range(len(checks)) if index not in records]
+            if not left:
+                break
+            _run_some(Path(name), options, left, end, keep)
+    for index, check in enumerate(checks):
+        if index not in records:
+            keep(index, Record(check.name, SKIPPED, 0, "the time was over"))
+    return [records[index] for index in range(len(checks))]
+
+
+@contextmanager
+def _builders(folder: Path, options: Options) -> Iterator[None]:
+    """Each compiles kernels on several cores. They are ended with what they started."""
+    cores = len(os.sched_getaffinity(0))
+    command = [sys.executable, "-m", "tests.gpu.builder", str(folder), options.to_json()]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+        for _ in range(max(1, min(MOST_BUILDERS, cores // 2)))
+    ]
+    try:
+        yield
+    finally:
+        for process in processes:
+            _end(process)
+
+
+@dataclass
+class _Worker:
+    """A process, and what it says."""
+
+    process: subprocess.Popen[str]
+    said: "queue.Queue[dict[str, Any]]" = field(default_factory=queue.Queue)
+    tail: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        readers = [
+            threading.Thread(target=self._messages, daemon=True),
+            threading.Thread(target=self._errors, daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+
+    def _messages(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                self.said.put(json.loads(line[len(MARK) :]))
+        self.said.put(_GONE)
+
+    def _errors(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.tail = [*self.tail, line.strip()][-TAIL:]
+
+
+def _run_some(
+    folder: Path,
+    options: Options,
+    indices: list[int],
+    end: float,
+    keep: Callable[[int, Record], None],
+) -> None:
+    """As many as one process runs: all, unless it dies, hangs, or the time is over."""
+    command = [sys.executable, "-m", "tests.gpu.worker", str(folder), options.to_json()]
+    process = subprocess.Popen(
+        [*command, *map(str, indices)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    worker = _Worker(process)
+    worker.listen()
+    checks = plan(options)
+    begun: int | None = None
+    has_spoken, since = False, time.monotonic()
+    try:
+        while time.monotonic() < end:
+            try:
+                message = worker.said.get(timeout=0.2)
+            except queue.Empty:
+                if begun is not None and time.monotonic() > since + PATIENCE_S:
+                    reason = f"it did not end within {PATIENCE_S:.0f} s"
+                    keep(begun, Record(checks[begun].name, CRASHED, PATIENCE_S, reason))
+                    return
+                continue
+            if message is _GONE:
+                silent = [] if has_spoken else indices
+                _account(worker, begun, silent, checks, keep)
+                return
+            has_spoken = True
+            if "begin" in message:
+                begun, since = message["begin"], time.monotonic()
+                continue
+            begun = None
+            keep(message["index"], Record(**message["record"]))
+        if begun is not None:
+            keep(begun, Record(checks[begun].name, SKIPPED, 0, "the time was over while it ran"))
+    finally:
+        _end(process)
+
+
+def _account(
+    worker: _Worker,
+    begun: int | None,
+    silent: list[int],
+    checks: list[Any],
+    keep: Callable[[int, Record], None],
+) -> None:
+    """For a process that is no more: the check it died in; all of its checks (`silent`) where it
+    never came to any.
+    """
+    status = worker.process.wait()
+    reason = f"the process ended with {status}: {' | '.join(worker.tail)}"
+    if begun is not None:
+        keep(begun, Record(checks[begun].name, CRASHED, 0, reason))
+    elif status:
+        for index in silent:
+            keep(index, Record(checks[index].name, CRASHED, 0, reason))
+
+
+def _end(process: "subprocess.Popen[Any]") -> None:
+    """A process that we started, and what it started: it leads a session of its own."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+    process.wait()

@@ -1,0 +1,153 @@
+"""How fast: shares of what the same GPU reaches in the same rounds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbcompiler.bench.gemm_cuda import interleaved
+from lbcompiler.bench.peers_cuda import cublas_bf16, peers
+from lbcompiler.errors import ConfigError
+from lbcompiler.formats import FORMATS
+from lbcompiler.ir.rotation import Rotation
+from lbcompiler.targets.configs import Shape
+from lbcompiler.targets.cuda import tuned_for
+from lbcompiler.targets.cuda.arch import Arch, arch_named
+from lbcompiler.targets.cuda.bench import (
+    FEW_ROWS,
+    rotated_quantize,
+    rule_of,
+    timed_linear,
+    timed_quantize,
+)
+from lbcompiler.targets.cuda.ceilings import copies
+from lbcompiler.targets.cuda.clock import Clock, Recorded
+from lbcompiler.targets.cuda.kernels import kernel_for
+from lbcompiler.targets.cuda.library import Library
+from tests.gpu.check import Figures
+
+ROUNDS = 11
+OF_COPY, OF_CUBLAS = 0.8, 0.7  # the shares to be reached
+
+
+@dataclass(frozen=True)
+class GemmSpeed:
+    """Up to 16 rows: bytes of packed weights a second against a copy within the GPU; above:
+    operations a second against cuBLAS in bfloat16, at the same shape.
+    """
+
+    weight: str
+    act: str | None
+    arch_name: str
+    shape: Shape
+
+    is_measure = True
+
+    @property
+    def arch(self) -> Arch:
+        return arch_named(self.arch_name)
+
+    @property
+    def name(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"speed gemm {self.weight} x {self.act or 'none'} {shape} {self.arch_name}"
+
+    def build(self, _folder: Path) -> None:
+        """The cubins, into the cache."""
+        kernel, (_, k, n) = kernel_for(*self._formats, self.arch), self.shape
+        config = tuned_for(self.arch, "").choose(kernel, n, k).config
+        functions = {
+            "gemm": kernel.gemm(n, k, bias=False, config=config),
+            "quantize": kernel.quantize(k, rule_of(kernel)),
+        }
+        Library.of(functions, self.arch)
+
+    def run(self, _folder: Path) -> Figures:
+        clock, tuned = Clock(), tuned_for(self.arch, "")
+        is_few = self.shape[0] <= FEW_ROWS
+        cold = clock.cold_bytes if is_few else 0
+        linear = timed_linear(*self._formats, self.arch, self.shape, cold, tuned, clock)
+        work = {"gemm": linear.gemm, "whole": linear.whole}
+        others, missing, moved = self._others(clock, cold)
+        took = interleaved(clock, work | others, ROUNDS, lambda _done, _total: None)
+        figures: Figures = {
+            "gemm_ms": took["gemm"] * 1e3,
+            "with_quantization_ms": took["whole"] * 1e3,
+            "config": linear.config_source,
+            "is_graph": linear.gemm.is_graph,
+            **{f"{name}_ms": took[name] * 1e3 for name in others if not name.startswith("copy")},
+            **{name: f"not measured ({reason})" for name, reason in missing.items()},
+        }
+        if is_few:
+            copy = max(moved / took[name] for name in others if name.startswith("copy"))
+            rate, whole = (linear.weight_bytes / took[name] for name in ("gemm", "whole"))
+            figures |= {"weight_gb_s": rate * 1e-9, "copy_gb_s": copy * 1e-9, "of": "copy"}
+            shares = {"share": rate / copy, "share_with_quantization": whole / copy}
+            return figures | shares | {"wanted": OF_COPY, "reached": rate / copy >= OF_COPY}
+        m, k, n = self.shape
+        figures["gops"] = 2e-9 * m * k * n / took["gemm"]
+        if "cublas_bf16" not in took:
+            return figures
+        share = took["cublas_bf16"] / took["gemm"]
+        figures |= {"of": "cublas_bf16", "share": share, "wanted": OF_CUBLAS}
+        whole = took["cublas_bf16"] / took["whole"]
+        return figures | {"share_with_quantization": whole, "reached": share >= OF_CUBLAS}
+
+    def _others(self, clock: Clock, cold: int) -> tuple[dict[str, Recorded], dict[str, str], int]:
+        """(what is timed beside it, why others are not, bytes that a copy moves)."""
+        ways, moved = copies(self.arch, clock)
+        found = {f"copy {name}": recorded for name, recorded in ways.items()}
+        others, missing = peers(("torch",), self.shape, cold, clock)
+        try:
+            found["cublas_bf16"] = cublas_bf16(self.shape, cold, clock)
+        except ConfigError as error:
+            missing["cublas_bf16"] = str(error)
+        return found | others, missing, moved
+
+    @property
+    def _formats(self) -> tuple:
+        return FORMATS[self.weight], None if self.act is None else FORMATS[self.act]
+
+
+@dataclass(frozen=True)
+class QuantizeSpeed:
+    """Bytes read and written against a copy within the GPU."""
+
+    act: str
+    rotation: Rotation
+    arch_name: str
+    shape: tuple[int, int]
+
+    is_measure = True
+
+    @property
+    def arch(self) -> Arch:
+        return arch_named(self.arch_name)
+
+    @property
+    def name(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"speed quantize {self.act} {self.rotation.name} {shape} {self.arch_name}"
+
+    def build(self, _folder: Path) -> None:
+        kernel = kernel_for(FORMATS[self.act], FORMATS[self.act], self.arch)
+        Library.of({"q": rotated_quantize(kernel, self.shape[1], self.rotation)}, self.arch)
+
+    def run(self, _folder: Path) -> Figures:
+        clock = Clock()
+        fmt = FORMATS[self.act]
+        recorded, size = timed_quantize(fmt, self.arch, self.shape, self.rotation, clock)
+        ways, moved = copies(self.arch, clock)
+        took = interleaved(
+            clock, {"quantize": recorded, **ways}, ROUNDS, lambda _done, _total: None
+        )
+        copy = max(moved / took[name] for name in ways)
+        rate = size / took["quantize"]
+        return {
+            "ms": took["quantize"] * 1e3,
+            "gb_s": rate * 1e-9,
+            "copy_gb_s": copy * 1e-9,
+            "of": "copy",
+            "share": rate / copy,
+            "wanted": OF_COPY,
+            "reached": rate / copy >= OF_COPY,
+            "is_graph": recorded.is_graph,
+        }
