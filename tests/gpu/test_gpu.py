@@ -1,0 +1,137 @@
+"""`python -m tests.gpu` on a GPU that is not there: what it finds, and what does not stop it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.gpu.check import WrongError
+from tests.gpu.gemm import Gemm
+from tests.gpu.kernels import every_bit, within
+from tests.gpu.plan import SMALL, Options, archs_of, kernel_checks, plan
+from tests.gpu.quantize import Quantize, expected_operands
+from tests.targets.cuda import needs
+from tests.targets.cuda.fake_gpu import ROOT, machine, toolkit
+
+FEW = ("--only", "quantize mxint8_bfloat16 sm_80 K", "--only", "decode mxint4")
+GEMM = ("--only", "gemm exact_mxint8_mxint8_sm_80")
+
+
+def check_gpu(
+    *arguments: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """(the command, what it wrote)."""
+    path = Path(environment.pop("FOLDER")) / "found.json"
+    held = {**os.environ, **machine(), **toolkit(), **environment}
+    command = [sys.executable, "-m", "tests.gpu", "--small", "--json", str(path), *arguments]
+    done = subprocess.run(command, env=held, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done, json.loads(path.read_text())
+
+
+@needs.nvcc
+def test_every_kernel_is_right_there(tmp_path: Path) -> None:
+    done, found = check_gpu(*FEW, *GEMM, FOLDER=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {record["name"]: record for record in found["records"]}
+    assert {record["status"] for record in records.values()} == {"passed"}, records
+    assert found["environment"]["gpu"] == "Emulated GPU"
+    gemm = "gemm exact_mxint8_mxint8_sm_80 N=72 K=200"
+    assert 0 < records[gemm]["figures"]["share_of_bound"] < 0.1
+    assert records[f"emulator: {gemm}"]["figures"]["equal_bits"] == 1
+    assert records["quantize mxint8_bfloat16 sm_80 K=1152"]["figures"]["agreement"] == "every bit"
+    assert done.stdout.strip().endswith("passed")
+
+
+@needs.nvcc
+@pytest.mark.parametrize(
+    ("launch", "status", "said"), [("719", "failed", "719"), ("-1", "crashed", "ended with -6")]
+)
+def test_a_kernel_that_fails_does_not_stop_the_others(
+    launch: str, status: str, said: str, tmp_path: Path
+) -> None:
+    done, found = check_gpu(*FEW, FOLDER=str(tmp_path), FAKE_CUDA_LAUNCH=launch)
+    assert done.returncode == 1, done.stdout + done.stderr
+    own = [r for r in found["records"] if not r["name"].startswith("emulator")]
+    assert len(own) == 2
+    assert {record["status"] for record in own} == {status}
+    assert all(said in record["reason"] for record in own), own
+
+
+@needs.nvcc
+def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
+    done, found = check_gpu(*FEW, "--seconds", "0", FOLDER=str(tmp_path))
+    assert done.returncode == 0
+    assert {(r["status"], r["reason"]) for r in found["records"]} == {
+        ("skipped", "the time was over")
+    }
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"LD_LIBRARY_PATH": "/nowhere"}, "there is no NVIDIA driver"),
+        ({"FAKE_CUDA_INIT": "100"}, "it sees no GPU"),
+    ],
+)
+@needs.nvcc
+def test_without_a_gpu_it_says_so(environment: dict[str, str], said: str, tmp_path: Path) -> None:
+    done, found = check_gpu(FOLDER=str(tmp_path), **environment)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert any(said in text for text in found["missing"])
+
+
+def test_the_plan_begins_with_what_matters_and_leaves_no_kernel_out() -> None:
+    options = Options(archs_of((9, 0)))
+    assert options.archs == ("sm_90a", "sm_90")
+    assert Options.of(options.to_json()) == options
+    names = [check.name for check in plan(options)]
+    assert len(names) == len(set(names))
+    first = [next(i for i, name in enumerate(names) if part in name) for part in (
+        "gemm exact_nvfp4_nvfp4_sm_90a", "model tiny_lm", "speed gemm", "emulator: ", "sm_90 ",
+    )]  # fmt: skip
+    assert first == sorted(first)
+    for arch in options.archs:
+        kernels = [name for name in names if f"_{arch} " in name and name.startswith("gemm ")]
+        assert len(kernels) == 22  # ten formats with and without activations, two mixed pairs
+    emulated = {name.removeprefix("emulator: ") for name in names if name.startswith("emulator")}
+    assert emulated <= set(kernel_checks())
+
+
+def test_a_wrong_sum_is_noticed() -> None:
+    check = Gemm("nvfp4", "nvfp4", "sm_80", (2,), *SMALL[1:])
+    x, (values, _, bias) = check._values(2, "normal"), check._weights("normal")
+    right = (x @ values.T + bias).astype(np.float32)
+    whole, (other, _, _) = check._values(2, "whole"), check._weights("whole")
+    outputs = {"normal 2": right, "whole 2": (whole @ other.T).astype(np.float32)}
+    assert check.judge(outputs)["share_of_bound"] < 0.1
+    for name in outputs:
+        wrong = {**outputs, name: outputs[name].copy()}
+        wrong[name][1, 5] += 2.0**-4 * np.abs(wrong[name]).max()
+        with pytest.raises(WrongError, match="1 of 144 are off, the first at"):
+            check.judge(wrong)
+    missing = {**outputs, "normal 2": np.full_like(right, np.nan)}
+    with pytest.raises(WrongError, match="144 of 144"):
+        check.judge(missing)
+
+
+def test_a_wrong_code_is_noticed() -> None:
+    check = Quantize("nvfp4", "sm_120a", None, 10, 1152)
+    wanted = expected_operands(check.kernel, check._x())
+    outputs = {str(i): array.copy() for i, array in enumerate(wanted)}
+    assert check.judge(outputs)["agreement"] == "every bit"
+    outputs["0"][3, 7] ^= 1
+    with pytest.raises(WrongError, match=r"0: 1 of \d+ differ, the first at \(3, 7\)"):
+        check.judge(outputs)
+
+
+def test_nan_is_nan_and_is_within_no_bound() -> None:
+    nan = np.array([np.nan, 1], np.float32)
+    assert every_bit({"y": nan}, {"y": -nan * np.array([1, -1], np.float32)})["numbers"] == 2
+    with pytest.raises(WrongError, match="1 of 2 are off"):
+        within(np.abs(nan - 1), np.ones(2), "y")

@@ -1,0 +1,120 @@
+"""Time on a GPU: captured graphs, what they keep alive, and what is said where something fails."""
+
+import pytest
+
+from tests.targets.cuda import needs
+from tests.targets.cuda.fake_gpu import run, toolkit
+
+pytestmark = needs.nvcc
+
+START = """
+import numpy as np, tvm
+from lbcompiler.errors import DeviceError
+from lbcompiler.targets.cuda.bench import uploaded, visit
+from lbcompiler.targets.cuda import ceilings, clock as clocks
+from lbcompiler.targets.cuda.library import Library
+from lbcompiler.targets.cuda.machine import gpu_for
+arch, gpu = gpu_for("", "the test runs")
+clock = clocks.Clock()
+count = 2
+module = Library.of({"copy": ceilings._copy(count)}, arch).load()
+data = np.random.default_rng(0).integers(0, 256, count * ceilings.PIECE).astype(np.uint8)
+x, y = uploaded(data), uploaded(np.zeros_like(data))
+"""
+
+
+def runs(code: str, **environment: str) -> None:
+    done = run(START + code, **toolkit(), **environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_graph_does_what_its_calls_do_and_keeps_their_tensors() -> None:
+    runs(
+        "recorded = clock.record(lambda x=x, y=y: module['copy'](x, y), 3)\n"
+        "assert recorded.is_graph and recorded.calls == 3\n"
+        "y.copyfrom(np.zeros_like(data))\n"
+        "assert 0 < clock.seconds(recorded) < 10\n"
+        "assert (y.numpy() == data).all()\n"
+        "del x, y\n"
+        "uploaded(np.zeros_like(data)), uploaded(np.zeros_like(data))\n"
+        "assert clock.seconds(recorded) > 0\n"
+    )
+
+
+def test_what_cannot_be_captured_is_launched() -> None:
+    runs(
+        "clock._cuda = type('Runtime', (), {})()\n"
+        "real = clocks.ctypes.CDLL(clocks.RUNTIME)\n"
+        "class Runtime:\n"
+        "    def __getattr__(self, name):\n"
+        "        if name == 'cudaStreamBeginCapture':\n"
+        "            return lambda *_: 900\n"
+        "        return getattr(real, name)\n"
+        "clock._cuda = Runtime()\n"
+        "recorded = clock.record(lambda: module['copy'](x, y), 2)\n"
+        "assert not recorded.is_graph\n"
+        "assert clock.seconds(recorded) > 0\n"
+        "assert (y.numpy() == data).all()\n"
+    )
+
+
+def test_a_visit_takes_its_time_and_turns_whole_rounds_of_copies() -> None:
+    runs(
+        "from lbcompiler.targets.cuda import bench\n"
+        "bench.VISIT_S = 0.01\n"
+        "recorded = visit(clock, lambda: module['copy'](x, y), 3)\n"
+        "assert recorded.calls % 3 == 0 and recorded.calls > 3\n"
+        "bench.VISIT_S = 0\n"
+        "assert visit(clock, lambda: module['copy'](x, y), 3).calls == 3\n"
+    )
+
+
+@pytest.mark.parametrize("launch", ["719"])
+def test_a_failing_launch_is_an_error(launch: str) -> None:
+    runs(
+        "try:\n"
+        "    clock.record(lambda: module['copy'](x, y), 2)\n"
+        "except Exception as error:\n"
+        "    assert '719' in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('it ran')\n",
+        FAKE_CUDA_LAUNCH=launch,
+    )
+
+
+def test_a_kernel_that_never_ends_is_an_error() -> None:
+    runs(
+        "clocks.PATIENCE_S = 0.01\n"
+        "real = clocks.ctypes.CDLL(clocks.RUNTIME)\n"
+        "class Runtime:\n"
+        "    def __getattr__(self, name):\n"
+        "        return (lambda *_: 600) if name == 'cudaEventQuery' else getattr(real, name)\n"
+        "clock._cuda = Runtime()\n"
+        "try:\n"
+        "    clock.run(lambda: module['copy'](x, y))\n"
+        "except DeviceError as error:\n"
+        "    assert 'did not end' in str(error)\n"
+        "else:\n"
+        "    raise SystemExit('it ended')\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("sm_80", "cannot run sm_80 code: say --target cuda"),
+        ("sm_90,sm_90a", "one architecture at a time"),
+        ("sm_1", "unknown architecture"),
+    ],
+)
+def test_an_architecture_that_is_not_there(variant: str, said: str) -> None:
+    runs(
+        "from lbcompiler.errors import ConfigError\n"
+        "try:\n"
+        f"    gpu_for({variant!r}, 'lbc tune measures')\n"
+        "except ConfigError as error:\n"
+        f"    assert {said!r} in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('it was there')\n",
+        FAKE_CUDA_CAPABILITY="9.0",
+    )
