@@ -1,0 +1,138 @@
+"""`lbc bench gemm --target cuda` on a GPU that is not there; cuBLAS is a double that multiplies as
+the BLAS says, in columns.
+"""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lbcompiler.cli import app
+from lbcompiler.errors import ConfigError
+from tests.targets.cuda import needs
+from tests.targets.cuda.fake_gpu import run, toolkit
+from tests.test_cli_flow import documented, has_fields_of
+
+CUBLAS = """
+import ctypes, numpy as np, ml_dtypes
+from lbcompiler.bench import cublas
+
+
+class Double:
+    def __getattr__(self, name):
+        return lambda *_: 0
+
+    def cublasGemmEx(
+        self, handle, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c,
+        ldc, compute, algorithm
+    ):
+        assert (op_a, op_b, kind_a, kind_b, kind_c, compute) == (1, 0, 14, 14, 14, 68)
+        m, n, k, lda, ldb, ldc = (x.value for x in (m, n, k, lda, ldb, ldc))
+
+        def columns(at, rows, count, apart):
+            held = (ctypes.c_uint16 * (apart * count)).from_address(at.value)
+            return np.frombuffer(held, np.uint16).reshape(count, apart)[:, :rows].T
+
+        left, right = columns(a, k, m, lda), columns(b, k, n, ldb)
+        real = [np.ascontiguousarray(x).view(ml_dtypes.bfloat16).astype(np.float32)
+                for x in (left, right)]
+        product = (real[0].T @ real[1]).astype(ml_dtypes.bfloat16).view(np.uint16)
+        columns(c, m, n, ldc)[...] = product
+        return 0
+
+
+cublas._load = Double
+"""
+BENCH = """
+import sys
+from lbcompiler.bench import gemm_cuda
+from lbcompiler.targets.cuda import bench, ceilings
+gemm_cuda.PEAK = (8, 32, 16)
+ceilings.COPY_BYTES, bench.VISIT_S = ceilings.PIECE, 0
+from lbcompiler.cli import app
+app(sys.argv[1:], standalone_mode=True)
+"""
+
+
+def bench(*arguments: str, before: str = "") -> str:
+    code = f"import sys\nsys.argv[1:] = {list(arguments)!r}\n{before}{BENCH}"
+    done = run(code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+COMMON = ("bench", "gemm", "--target", "cuda", "--format", "mxint8", "--rounds", "1", "--quiet")
+
+
+@needs.nvcc
+def test_rows_are_those_of_the_cpu() -> None:
+    said = bench(*COMMON, "3x64x48", "--peers", "cublas,torch", "--json", before=CUBLAS)
+    found = json.loads(said)
+    has_fields_of(documented("bench-gemm"), found)
+    (row,) = found["rows"]
+    assert (row["shape"], row["isa"], row["cold"]) == ([3, 64, 48], "sm_80", True)
+    assert row["is_graph"]
+    assert row["gops"] * row["ms"] == pytest.approx(2e-6 * 3 * 64 * 48)
+    assert row["dram_share"] == pytest.approx(row["weight_gb_s"] / row["dram_gb_s"])
+    assert row["ceiling_share"] == pytest.approx(row["gops"] / row["ceiling_gops"])
+    peer = row["peers"]["cublas_bf16"]
+    assert peer["ratio"] == pytest.approx(peer["ms"] / row["ms"])
+    assert "torch_fp8" in row["missing"]
+
+
+@needs.nvcc
+def test_the_table_says_what_is_missing() -> None:
+    said = bench(*COMMON, "20x64x48", "--act-format", "none", "--peers", "cublas")
+    assert "mxint8 x none" in said
+    assert "no bfloat16 peak that could be measured without cuBLAS" in said
+    assert "cublas_bf16: not measured (there is no cuBLAS: pip install nvidia-cublas" in said
+    assert "copy within the GPU" in said
+    assert "CUDA graphs" in said
+
+
+@needs.nvcc
+def test_cublas_multiplies_rows_by_transposed_weights() -> None:
+    done = run(
+        CUBLAS + "from lbcompiler.targets.cuda.clock import Clock\n"
+        "from lbcompiler.targets.cuda.machine import gpu_for\n"
+        "from lbcompiler.targets.cuda.bench import uploaded\n"
+        "gpu_for('', 'the test runs')\n"
+        "rng = np.random.default_rng(0)\n"
+        "x, w = (rng.integers(-4, 5, s).astype(np.float32) for s in ((3, 8), (5, 8)))\n"
+        "bits = lambda a: uploaded(a.astype(ml_dtypes.bfloat16).view(np.uint16))\n"
+        "y = uploaded(np.zeros((3, 5), np.uint16))\n"
+        "cublas.Cublas(Clock()).multiply(bits(x), bits(w), y)\n"
+        "assert (y.numpy().view(ml_dtypes.bfloat16).astype(np.float32) == x @ w.T).all()\n",
+        **toolkit(),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "gemm", "--target", "cuda"), "lbc bench gemm times kernels of target cuda on a"),
+        (("bench", "gemm", "--target", "cuda:sm_90a"), "run it on a machine that has one"),
+        (("bench", "gemm", "--target", "cuda", "--peers", "mkl"), "choose of cublas, torch"),
+        (("bench", "gemm", "--target", "cuda", "--threads", "2"), "--threads is for target cpu"),
+        (("tune", "--target", "cuda", "--shape", "1x64x64"), "lbc tune measures kernels of target"),
+        (("tune", "--target", "cuda", "--shape", "1x1x1", "--rpc", "a:1"), "--rpc is for target"),
+        (("tune", "--target", "tpu", "--shape", "1x1x1"), "unknown target 'tpu'"),
+    ],
+)
+def test_refusals(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbcompiler.targets.cuda.driver.LIBRARY", "libnothing.so")
+    result = CliRunner().invoke(app, arguments)
+    said = result.output + str(result.exception)
+    assert result.exit_code in (1, 2), said
+    assert message in said
+
+
+def test_without_torch_the_peer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lbcompiler.bench import peers_cuda
+
+    monkeypatch.setattr(peers_cuda, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="torch is not installed"):
+        peers_cuda.check_peers(["torch"])
