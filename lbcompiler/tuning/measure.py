@@ -86,7 +86,11 @@ class ComparingBench(ABC):
             if is_interruption(error):
                 raise
             self._after_failure()
-            raise CandidateError(f"{type(error).__name__}: {last_line(error)}") from None
+            raise CandidateError(f"{type(error).__name__}: {self._said(error)}") from None
+
+    def _said(self, error: Exception) -> str:
+        """The line of an error that says what happened."""
+        return last_line(error)
 
     @abstractmethod
     def _prepared(self, built: Code, config: Config) -> tuple[Any, Callable[[], float]]:
