@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 
 from lbcompiler.formats import BlockFormat
+from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cuda.arch import Arch
@@ -119,7 +120,7 @@ def timed_quantize(
 
 def rotated_quantize(kernel: LinearKernel, k: int, rotation: Rotation | None) -> Any:
     """The PrimFunc that rotates rows and quantizes them."""
-    return kernel.quantize(k, rule_of(kernel), rotation)
+    return kernel.quantize(k, rule_of(kernel), Prologue(rotation=rotation))
 
 
 def rule_of(kernel: LinearKernel) -> str:

@@ -17,6 +17,7 @@ from tests.targets.cuda.attention_cases import (
     expected,
     inputs,
     output,
+    scratch,
 )
 
 BOUND = 4 * TOLERANCE  # as the emulator's: exp of both is within two units in the last place
@@ -24,8 +25,11 @@ BOUND = 4 * TOLERANCE  # as the emulator's: exp of both is within two units in t
 
 @dataclass(frozen=True)
 class Attention:
+    """`few` None: with the way for a few queries, which takes keys in parts; False: without."""
+
     case: str
     arch_name: str
+    few: bool | None = None
 
     @property
     def arch(self) -> Arch:
@@ -33,15 +37,16 @@ class Attention:
 
     @property
     def name(self) -> str:
-        return f"attention {self.arch_name}, {self.case}"
+        parts = "" if self.few is None else ", keys as a whole"
+        return f"attention {self.arch_name}, {self.case}{parts}"
 
     def functions(self) -> dict[str, Any]:
-        return {"attention": attention_kernel(described(CASES[self.case]))}
+        return {"attention": attention_kernel(described(CASES[self.case], self.few))}
 
     def outputs(self, kernels: Loaded) -> Arrays:
         case = CASES[self.case]
-        (found,) = kernels("attention", list(inputs(case)), [output(case)])
-        return {"out": found}
+        written = [output(case), *scratch(case, self.few)]
+        return {"out": kernels("attention", list(inputs(case)), written)[0]}
 
     def judge(self, outputs: Arrays) -> Figures:
         case = CASES[self.case]

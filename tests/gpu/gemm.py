@@ -113,7 +113,7 @@ class Gemm:
         """
         kernel = self.kernel
         config = kernel.default_config(self.n, self.k)
-        parts = max(getattr(config, "splits", 1), getattr(config, "few_splits", 1))
+        parts = max(config.splits, config.few_splits)
         products = depths(self.k) * DEPTH * kernel.parts
         terms = products + config.few_warps + parts + BEHIND_THE_SUM
         return np.asarray(terms * TRUNCATION * (np.abs(x) @ np.abs(values).T + np.abs(bias)))

@@ -115,6 +115,7 @@ def _quantizations(arch: str) -> Iterator[KernelCheck]:
 def _others(arch: str) -> Iterator[KernelCheck]:
     for case in CASES:
         yield Attention(case, arch)
+        yield Attention(case, arch, few=False)
     for name in FORMATS:
         yield Decode(name, arch)
 

@@ -61,7 +61,7 @@ def test_what_cannot_be_captured_is_launched() -> None:
 def test_a_visit_takes_its_time_and_turns_whole_rounds_of_copies() -> None:
     runs(
         "from lbcompiler.targets.cuda import bench\n"
-        "bench.VISIT_S = 0.01\n"
+        "bench.VISIT_S = 1.0\n"
         "recorded = visit(clock, lambda: module['copy'](x, y), 3)\n"
         "assert recorded.calls % 3 == 0 and recorded.calls > 3\n"
         "bench.VISIT_S = 0\n"
