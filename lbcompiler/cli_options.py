@@ -321,7 +321,7 @@ BenchTarget = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="cpu, or cpu:ISA.",
+        help="cpu, cpu:ISA, cuda or cuda:ARCH: what is timed is here.",
         show_default="cpu, this machine's",
         rich_help_panel=OF_GEMM,
     ),
@@ -365,7 +365,7 @@ Peers = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,NAME",
-        help="Others to time: onnxruntime, openvino, torch.",
+        help="Others to time: onnxruntime, openvino, torch; on a GPU cublas, torch.",
         autocompletion=_peers,
         show_default="gemm: none; a model: those installed",
     ),
