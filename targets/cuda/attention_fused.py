@@ -11,7 +11,8 @@
                                                                                   barrier
         out = values / sum of the weights
 
-Of up to 8 queries a block takes a part of the keys (attention_parts.py).
+Of up to 8 queries a block takes a part of the keys, and the heads that share them
+(attention_parts.py).
 
 Rows in shared memory are 4 floats longer than a head, so that neighbours read different banks. A
 query whose every score is -inf gets NaN, as softmax has it.
@@ -56,10 +57,10 @@ def attention_kernel(what: Attention) -> Any:
         if what.few is False:
             _emit_whole(what, operands)
         else:
-            parts = Parts.declare(what, operands, _keys(what))
+            parts = Parts.declare(what, operands, _keys(what), ROWS)
             with T.If(parts.is_used):
                 with T.Then():
-                    grid = [parts.count, what.q.count, operands.batch]
+                    grid = [parts.count, what.q.count // parts.heads, operands.batch]
                     with launch(grid, THREADS) as (place, thread):
                         _Block(what, operands, place, thread, parts).emit()
                     parts.emit_join()
@@ -80,7 +81,9 @@ def _keys(what: Attention) -> int:
 
 
 class _Block:
-    """The code of a block of threads: 32 queries and all keys, or few queries and some keys."""
+    """The code of a block of threads, which has 32 rows: queries of one head and all keys, or a few
+    queries of the heads that share keys, and some of these.
+    """
 
     def __init__(
         self,
@@ -93,7 +96,9 @@ class _Block:
         self.what, self.o, self.thread, self.parts = what, o, thread, parts
         self.keys = _keys(what)
         self.stride, self.value_stride = (_stride(d) for d in (what.depth, what.value_depth))
-        self.part, self.head, self.batch = place[0], place[1], int64(place[2])
+        self.heads = 1 if parts is None else parts.heads
+        self.part, self.batch = place[0], int64(place[2])
+        self.head = place[1] if parts is None else let(place[1] * self.heads)
         self.first = let(place[0] * ROWS) if parts is None else tirx.const(0, "int32")
         self.lane, self.pair = let(thread % SHARING), let(thread // SHARING * PAIR)
         self.queries = _shared(ROWS * self.stride)
@@ -146,9 +151,14 @@ class _Block:
             else:
                 T.buffer_store(to, value(row, number), [row * stride + number])
 
+    def _row(self, row: Expr) -> tuple[Expr, Expr]:
+        """(query, head) of a row, int64; a query that is not there is one behind the last."""
+        query = int64(self.first) + int64(row // self.heads)
+        return query, int64(self.head + row % self.heads)
+
     def _query(self, row: Expr, number: Expr) -> Expr:
-        at = int64(self.first) + int64(row)
-        place = (*self.what.q.row(self.batch, at, int64(self.head)), int64(number))
+        at, head = self._row(row)
+        place = (*self.what.q.row(self.batch, at, head), int64(number))
         scaled = self.o.q[place] * _number(self.what.scale)
         return tirx.if_then_else(at < self.o.queries, scaled, _number(0.0))
 
@@ -177,18 +187,18 @@ class _Block:
                         slot = row * self.columns + column
                         self.scores[slot] = self.scores[slot] + q[row] * key
         for row in range(PAIR):
-            query = let(int64(self.first) + int64(self.pair + row))
+            query, head = map(let, self._row(self.pair + row))
             for column in range(self.columns):
                 slot = row * self.columns + column
                 key = let(start + int64(self.lane + column * SHARING))
-                self.scores[slot] = self._masked(self.scores[slot], query, key)
+                self.scores[slot] = self._masked(self.scores[slot], query, head, key)
 
-    def _masked(self, score: Expr, query: Expr, key: Expr) -> Expr:
+    def _masked(self, score: Expr, query: Expr, head: Expr, key: Expr) -> Expr:
         is_seen = tirx.all(key < self.o.keys, query < self.o.queries)
         if self.what.causal:
             is_seen = tirx.all(is_seen, key <= self.o.last_key(query))
         if self.o.mask is not None:
-            place = self.o.mask_row(self.batch, int64(self.head), query)
+            place = self.o.mask_row(self.batch, head, query)
             last = key if "K" in (self.what.mask or "") else int64(0)
             score = score + self.o.mask[(*(int64(i) for i in place), last)]
         return tirx.if_then_else(is_seen, score, _number(-INFINITY))
@@ -237,13 +247,13 @@ class _Block:
             total: Expr = self.sums[row]
             for distance in (1, 2, 4):
                 total = let(total + _from_lane(total, distance))
-            query = let(int64(self.first) + int64(self.pair + row))
+            query, head = map(let, self._row(self.pair + row))
             with T.If(query < self.o.queries), T.Then():
                 if self.parts is None:
-                    place = [self.batch, query, int64(self.head)]
+                    place = [self.batch, query, head]
                     self._store_values(self.o.out, place, row, total)
                     continue
-                place = self.parts.row(self.part, self.batch, self.head, query)
+                place = self.parts.row(self.part, self.batch, head, query)
                 self._store_values(self.parts.sums, place, row)
                 with T.If(tirx.EQ(self.lane, 0)), T.Then():
                     for behind, value in enumerate((self.largest[row], total)):

@@ -6,6 +6,7 @@
     launch 2, a block a query and head, a thread a number
         m = largest m_z        out = sum of exp(m_z - m) v_z / sum of exp(m_z - m) s_z
 
+A block has the heads that share keys and values, up to 8 of them, so that it reads these once.
 Parts are joined in their order: the same bits on each run. `parts` is a second result of the
 kernel, so that the artifact's memory plan has a place for it.
 """
@@ -21,6 +22,7 @@ from lbcompiler.targets.cuda.intrinsics import Expr, Registers, bound, int32, in
 
 FEW = 8  # queries, at most
 MOST = 32  # parts
+MOST_HEADS = 8  # of a block
 INFINITY = float("inf")
 
 
@@ -31,7 +33,9 @@ def parts_shape(what: Attention, batch: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Parts:
-    """f32, as `parts_shape` says; `tiles` of keys there are, and `count` parts of them."""
+    """f32, as `parts_shape` says; `tiles` of keys there are, and `count` parts of them; a block has
+    `heads`, and room for `rows` queries of them.
+    """
 
     what: Attention
     o: Operands
@@ -39,18 +43,22 @@ class Parts:
     tiles: Expr
     size: Expr  # tiles of a part
     count: Expr
+    heads: int
+    rows: int
 
     @classmethod
-    def declare(cls, what: Attention, o: Operands, keys: int) -> "Parts":
-        """The argument behind `out`, for tiles of so many keys."""
+    def declare(cls, what: Attention, o: Operands, keys: int, rows: int) -> "Parts":
+        """The argument behind `out`, for tiles of so many keys, and blocks of so many rows."""
         sums = T.arg("parts", T.buffer(parts_shape(what, o.batch), "float32"))
         tiles = (o.keys + (keys - 1)) // keys
         size = (tiles + (MOST - 1)) // MOST
-        return cls(what, o, sums, tiles, size, (tiles + (size - 1)) // size)
+        heads = max(n for n in range(1, MOST_HEADS + 1) if what.group % n == 0)
+        count = (tiles + (size - 1)) // size
+        return cls(what, o, sums, tiles, size, count, heads, min(FEW, rows // heads))
 
     @property
     def is_used(self) -> Expr:
-        return tirx.And(self.o.queries <= FEW, self.tiles > 1)
+        return tirx.And(self.o.queries <= self.rows, self.tiles > 1)
 
     def row(self, part: Expr, batch: Expr, head: Expr, query: Expr) -> list[Expr]:
         return [int64(part) * self.o.batch + int64(batch), int64(head), int64(query)]

@@ -23,6 +23,9 @@ CASES = {  # batch, queries, keys, heads, key heads, depth, value depth, causal,
     "odd depths, a mask of keys": (1, 33, 33, 2, 2, 21, 12, False, "BK"),
     "one query of many keys": (1, 1, 50, 2, 2, 80, 128, True, None),
     "three queries of many more keys": (2, 3, 530, 2, 1, 72, 40, True, "K"),
+    "eight heads of one, a mask of heads": (1, 4, 40, 8, 1, 16, 8, True, "HQK"),
+    "too many rows for a block": (1, 5, 40, 8, 1, 16, 8, True, None),
+    "eleven heads of one": (1, 1, 40, 11, 1, 16, 8, True, None),
     "a mask of everything": (2, 34, 33, 2, 1, 16, 16, False, "BHQK"),
 }
 

@@ -92,6 +92,22 @@ def test_the_same_bits_in_every_order_of_blocks_and_threads(built, m) -> None:
         np.testing.assert_array_equal(run(kernel, functions, m, seed)[0], first)
 
 
+@pytest.mark.parametrize(("few", "some"), [(3, 1), (1, 2)])
+def test_either_may_stay_whole(few, some) -> None:
+    kernel = kernel_for(FORMATS["mxint8"], FORMATS["mxint8"], arch_named("sm_80"))
+    config = replace(CONFIG, few_splits=few, splits=some)
+    functions = emulate({"gemm": kernel.gemm(N, K, bias=True, config=config)})
+    ((shape, _),) = kernel.scratch(N, config)
+    assert shape == (few * 16 if few > 1 else some * config.rows, N)
+    for m in (4, 16, 17, 32, 33):
+        x, rows, w, values, bias = inputs_of(kernel, m)
+        y, parts = np.full((m, N), np.nan, np.float32), np.full(shape, np.nan, np.float32)
+        functions("gemm", *x, *kernel.pack(w), bias, y, parts)
+        one_more = 3 * ROUNDING * (np.abs(rows) @ np.abs(values).T)
+        tolerance = sum_tolerance(kernel, rows, values, bias) + one_more
+        assert (np.abs(y - (rows @ values.T + bias)) <= tolerance).all()
+
+
 @pytest.mark.parametrize("n", [576, 1024, 1536, 2048])
 def test_one_row_fills_an_h200(n) -> None:
     kernel = kernel_for(FORMATS["nvfp4"], FORMATS["nvfp4"], arch_named("sm_90a"))
