@@ -110,6 +110,7 @@ class _Block:
         self.scores = Registers(PAIR * self.columns, "float32")
         self.values = Registers(PAIR * self.numbers, "float32")
         self.largest, self.sums, self.factors = (Registers(PAIR, "float32") for _ in range(3))
+        self.seen = Registers(PAIR, "int32")
 
     def emit(self) -> None:
         what, o = self.what, self.o
@@ -117,6 +118,7 @@ class _Block:
         self.sums.clear()
         for row in range(PAIR):
             self.largest[row] = _number(-INFINITY)
+            self.seen[row] = self._keys_seen(row)
         first = int64(self.first)
         self._fill(self.queries, ROWS, self.stride, what.depth, self._query)
         seen: Expr = o.keys
@@ -156,6 +158,14 @@ class _Block:
         query = int64(self.first) + int64(row // self.heads)
         return query, int64(self.head + row % self.heads)
 
+    def _keys_seen(self, row: int) -> Expr:
+        """How many keys a row sees, none where its query is not there; int32."""
+        query, _ = self._row(self.pair + row)
+        count = self.o.keys
+        if self.what.causal:
+            count = tirx.min(count, self.o.last_key(query) + 1)
+        return int32(tirx.if_then_else(query < self.o.queries, count, int64(0)))
+
     def _query(self, row: Expr, number: Expr) -> Expr:
         at, head = self._row(row)
         place = (*self.what.q.row(self.batch, at, head), int64(number))
@@ -190,18 +200,17 @@ class _Block:
             query, head = map(let, self._row(self.pair + row))
             for column in range(self.columns):
                 slot = row * self.columns + column
-                key = let(start + int64(self.lane + column * SHARING))
-                self.scores[slot] = self._masked(self.scores[slot], query, head, key)
+                key = let(int32(start) + self.lane + column * SHARING)
+                score = self.scores[slot]
+                if self.o.mask is not None:
+                    score = score + self._mask(query, head, key)
+                is_seen = key < self.seen[row]
+                self.scores[slot] = tirx.if_then_else(is_seen, score, _number(-INFINITY))
 
-    def _masked(self, score: Expr, query: Expr, head: Expr, key: Expr) -> Expr:
-        is_seen = tirx.all(key < self.o.keys, query < self.o.queries)
-        if self.what.causal:
-            is_seen = tirx.all(is_seen, key <= self.o.last_key(query))
-        if self.o.mask is not None:
-            place = self.o.mask_row(self.batch, head, query)
-            last = key if "K" in (self.what.mask or "") else int64(0)
-            score = score + self.o.mask[(*(int64(i) for i in place), last)]
-        return tirx.if_then_else(is_seen, score, _number(-INFINITY))
+    def _mask(self, query: Expr, head: Expr, key: Expr) -> Expr:
+        place = self.o.mask_row(self.batch, head, query)
+        last = int64(key) if "K" in (self.what.mask or "") else int64(0)
+        return self.o.mask[(*(int64(i) for i in place), last)]
 
     def _weigh(self) -> None:
         for row in range(PAIR):
