@@ -124,13 +124,14 @@ class _Block:
         seen: Expr = o.keys
         if what.causal:
             seen = tirx.min(o.keys, first + ROWS + (o.keys - o.queries))
-        tiles = let(tirx.max((seen + (self.keys - 1)) // self.keys, int64(0)))
-        first_tile: Expr = int64(0)
+        tiles = let(int32(tirx.max((seen + (self.keys - 1)) // self.keys, int64(0))))
+        first_tile: Expr = tirx.const(0, "int32")
         if self.parts is not None:
-            first_tile = let(int64(self.part) * self.parts.size)
-            tiles = let(tirx.min(tiles, first_tile + self.parts.size))
+            size = int32(self.parts.size)
+            first_tile = let(int32(self.part) * size)
+            tiles = let(tirx.min(tiles, first_tile + size))
         with T.serial(tiles - first_tile) as index:
-            start = let((first_tile + int64(index)) * self.keys)
+            start = let((first_tile + index) * self.keys)
             self._fill(self.tile, self.keys, self.stride, what.depth, self._reader(o.k, start))
             values = self._reader(o.v, start)
             self._fill(self.value_tile, self.keys, self.value_stride, what.value_depth, values)
@@ -178,9 +179,9 @@ class _Block:
         head = int64(self.head) // self.what.group
 
         def value(row: Expr, number: Expr) -> Expr:
-            at = start + int64(row)
-            place = (*heads.row(self.batch, at, head), int64(number))
-            return tirx.if_then_else(at < self.o.keys, tensor[place], _number(0.0))
+            at = start + row
+            place = (*heads.row(self.batch, int64(at), head), int64(number))
+            return tirx.if_then_else(at < int32(self.o.keys), tensor[place], _number(0.0))
 
         return value
 
@@ -200,7 +201,7 @@ class _Block:
             query, head = map(let, self._row(self.pair + row))
             for column in range(self.columns):
                 slot = row * self.columns + column
-                key = let(int32(start) + self.lane + column * SHARING)
+                key = let(start + self.lane + column * SHARING)
                 score = self.scores[slot]
                 if self.o.mask is not None:
                     score = score + self._mask(query, head, key)
@@ -235,7 +236,7 @@ class _Block:
         """Of the keys there are: a count that nvcc does not know keeps it from unrolling them all,
         which takes more registers than it allows itself on sm_120a.
         """
-        count = let(int32(tirx.min(self.o.keys - start, int64(self.keys))))
+        count = let(tirx.min(int32(self.o.keys) - start, tirx.const(self.keys, "int32")))
         for row in range(PAIR):
             for number in range(self.numbers):
                 slot = row * self.numbers + number

@@ -87,7 +87,7 @@ def found(artifact: Artifact, arch: str) -> Row:
     return {
         "arch": arch,
         "layers": len(layers),
-        "routes": sorted({layer.kernel.partition("_")[0] for layer in layers}),
+        "routes": sorted({layer.kernel.partition("_")[0] for layer in layers if layer.kernel}),
         "kernels": len(kernels),
         "registers": max(kernel.registers for kernel in kernels),
         "spills": {k.name: k.spill_bytes for k in kernels if k.spill_bytes},
