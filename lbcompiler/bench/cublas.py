@@ -61,7 +61,7 @@ def _at(tensor: Any) -> ctypes.c_void_p:
 
 
 def _load() -> ctypes.CDLL:
-    for path in _places():
+    for path in places():
         try:
             return ctypes.CDLL(path)
         except OSError:
@@ -69,7 +69,8 @@ def _load() -> ctypes.CDLL:
     raise ConfigError("there is no cuBLAS: pip install nvidia-cublas, or leave it out of --peers")
 
 
-def _places() -> Iterator[str]:
+def places() -> Iterator[str]:
+    """Where its library may be: files of packages and toolkits, then names for the system."""
     folders = [folder / "lib" for folder in pip_folders()]
     folders += [folder.parent / "cublas" / "lib" for folder in pip_folders()]
     for folder in [*folders, *map(Path, TOOLKITS)]:

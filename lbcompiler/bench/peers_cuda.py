@@ -89,7 +89,15 @@ def torch_fp8(shape: Shape, cold: int, clock: Clock) -> Recorded:
 
     def call() -> None:
         with torch.cuda.stream(stream):
-            torch._scaled_mm(x, next(weights).t(), scale, scale, out_dtype=y.dtype, out=y)
+            torch._scaled_mm(
+                x,
+                next(weights).t(),
+                scale,
+                scale,
+                out_dtype=y.dtype,
+                use_fast_accum=True,
+                out=y,
+            )
 
     return visit(clock, call, count)
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from lbcompiler.bench.cublas import _places
+from lbcompiler.bench.cublas import places
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets.cuda.driver import Gpu, NoGpuError, first_gpu
 from lbcompiler.targets.cuda.toolchain import find_nvcc
@@ -42,7 +42,7 @@ def look() -> Environment:
         found.can_check = False
     if shutil.which("g++") is None:
         found.missing.append("g++: there is no emulator, and nvcc needs it as well")
-    cublas = next((place for place in _places() if os.sep in place), None)
+    cublas = next((place for place in places() if os.sep in place), None)
     found.facts["cublas"] = cublas or "looked for where the system keeps libraries"
     if cublas is None:
         found.missing.append(

@@ -21,7 +21,8 @@ struct Launch {  // that a graph holds
   size_t shared;
   std::vector<std::vector<char>> arguments;
 };
-static std::vector<Launch>* captured;  // what is being captured
+static std::vector<Launch>* captured;  // what is being captured,
+static void* capturing;                // in which stream
 
 static int number(const char* name, int otherwise) {
   const char* text = getenv(name);
@@ -75,6 +76,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
   if (number("FAKE_CUDA_LAUNCH", 0)) return CUresult(number("FAKE_CUDA_LAUNCH", 0));
   auto function = (Function*)f;
   if (captured) {
+    if (c->hStream != capturing) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;  // as with a GPU
     Launch held{function, {}, c->sharedMemBytes, {}};
     memcpy(held.sizes, sizes, sizeof sizes);
     for (const size_t* size = function->sizes; *size; size++, arguments++)
@@ -85,7 +87,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
   int status = function->launch(sizes, c->sharedMemBytes, arguments);
   return status ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
-void fake_cuda_begin_capture() { captured = new std::vector<Launch>; }
+void fake_cuda_begin_capture(void* stream) {
+  captured = new std::vector<Launch>;
+  capturing = stream;
+}
 void* fake_cuda_end_capture() {
   void* graph = captured;
   captured = nullptr;

@@ -9,7 +9,7 @@
 
 using Clock = std::chrono::steady_clock;
 extern "C" {  // of libcuda.so.1
-void fake_cuda_begin_capture();
+void fake_cuda_begin_capture(void*);
 void* fake_cuda_end_capture();
 int fake_cuda_replay(void*);
 }
@@ -62,7 +62,7 @@ cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (!stream) return cudaErrorStreamCaptureUnsupported;  // as with a GPU
-  return fake_cuda_begin_capture(), cudaSuccess;
+  return fake_cuda_begin_capture(stream), cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   return *graph = cudaGraph_t(fake_cuda_end_capture()), cudaSuccess;
