@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from lbcompiler.bench.model import ModelSpeed
 
 OURS = "lbcompiler"
-NAMES = {"dot": "int8", "bf16": "bfloat16", "fma": "float32", "read": "DRAM read"}
+NAMES = {
+    "dot": "int8",
+    "bf16": "bfloat16",
+    "fma": "float32",
+    "read": "DRAM read",
+    "copy": "copy within the GPU",
+}
 LAST_SHARE = 0.999  # of the time, beyond which kernels are summed up in one line
 
 
@@ -126,7 +132,7 @@ def _print_profile(speed: "ModelSpeed") -> None:
 
 def _print_ceilings(ceilings: Mapping[str, float]) -> None:
     parts = (
-        f"{NAMES[name]} {rate:.4g} {'GB/s' if name == 'read' else 'GOP/s'}"
+        f"{NAMES[name]} {rate:.4g} {'GB/s' if name in ('read', 'copy') else 'GOP/s'}"
         for name, rate in ceilings.items()
     )
     print_line(f"peaks here and now: {', '.join(parts)}")

@@ -32,6 +32,9 @@ class Place(Protocol):
     def memory(self, shape: Sequence[int], dtype: str, room: int) -> Memory:
         """Rows that grow."""
 
+    def finish(self) -> None:
+        """Wait until everything that was called is done."""
+
 
 class Host:
     def __init__(self) -> None:
@@ -48,6 +51,9 @@ class Host:
 
     def memory(self, shape: Sequence[int], dtype: str, room: int) -> Memory:
         return GrowingTensor(shape, dtype, room)
+
+    def finish(self) -> None:
+        """Nothing: a call returns when it is done."""
 
 
 class Gpu:
@@ -75,6 +81,12 @@ class Gpu:
     def memory(self, shape: Sequence[int], dtype: str, room: int) -> Memory:
         try:
             return _GpuMemory(shape, dtype, room, self.device)
+        except Exception as error:
+            raise failure(error) from None
+
+    def finish(self) -> None:
+        try:
+            self.device.sync()
         except Exception as error:
             raise failure(error) from None
 

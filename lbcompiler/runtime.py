@@ -191,7 +191,9 @@ class Program:
         return self.watch(feeds, watcher)
 
     def watch(self, feeds: Mapping[str, Any], watcher: Watcher) -> dict[str, Array]:
-        """`run`, with `watcher` called after every kernel and every call of the runtime."""
+        """`run`, with `watcher` called after every kernel and every call of the runtime. On a GPU
+        each is waited for, so its launch is in its time.
+        """
         pointers = {
             _address(w): name
             for name, w in zip(self.manifest.parameters, self._weights, strict=True)
@@ -204,6 +206,7 @@ class Program:
 
         def instrument(_func: Any, name: str, before: bool, _ret: Any, *args: Any) -> int:
             nonlocal start
+            self.place.finish()
             if before:
                 start = time.perf_counter()
                 return 0

@@ -19,7 +19,7 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cuda import tuned_for
-from lbcompiler.targets.cuda.arch import Arch
+from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import FEW_ROWS, timed_linear
 from lbcompiler.targets.cuda.ceilings import copies
 from lbcompiler.targets.cuda.clock import Clock, Recorded
@@ -82,6 +82,23 @@ def interleaved(
     return {name: statistics.median(taken) for name, taken in samples.items()}
 
 
+def rates_of(arch: str, rounds: int = ROUNDS) -> dict[str, float]:
+    """`copy` in GB/s, and `bf16` in GOP/s where there is cuBLAS, of the GPU that is in use."""
+    clock = Clock()
+    bounds, moved = _ceilings(arch_named(arch), clock)
+    took = interleaved(clock, bounds, rounds, lambda _done, _total: None)
+    return _rates(took, moved)
+
+
+def _rates(took: Mapping[str, float], copied_bytes: int) -> dict[str, float]:
+    copies = [seconds for name, seconds in took.items() if name.startswith(COPY)]
+    rates = {"copy": copied_bytes / min(copies) * 1e-9}
+    if PEAK_NAME in took:
+        m, k, n = PEAK
+        rates["bf16"] = 2e-9 * m * k * n / took[PEAK_NAME]
+    return rates
+
+
 def _ceilings(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int]:
     """(what is recorded of them, the bytes that a copy moves); no peak without cuBLAS."""
     ways, moved = copies(arch, clock)
@@ -117,9 +134,8 @@ class _Bench:
         work = {OURS: linear.whole, QUANTIZE: linear.quantize, **self.bounds, **others}
         took = interleaved(self.clock, work, self.rounds, progress)
         operations, seconds = 2e-9 * m * k * n, took[OURS]
-        copy = max(self.copied_bytes / took[name] * 1e-9 for name in took if name.startswith(COPY))
-        pm, pk, pn = PEAK
-        peak = 2e-9 * pm * pk * pn / took[PEAK_NAME] if PEAK_NAME in took else None
+        rates = _rates(took, self.copied_bytes)
+        copy, peak = rates["copy"], rates.get("bf16")
         weight_rate = linear.weight_bytes / seconds * 1e-9
         return GemmRow(
             shape=shape,

@@ -32,8 +32,8 @@ class ModelPeer:
 
 @dataclass(frozen=True)
 class ModelSpeed:
-    """See docs/json.md. `ceilings` (GOP/s; `read` in GB/s) and `profile` are empty unless asked
-    for; `missing` holds the reason of every peer that could not run the model.
+    """See docs/json.md. `ceilings` (GOP/s; `read`, `copy` in GB/s) and `profile` are empty unless
+    asked for; `missing` holds the reason of every peer that could not run the model.
     """
 
     artifact: str
@@ -75,11 +75,17 @@ def bench_model(
         source = Path(against)
         names = default_names(source) if peer_names is None else peer_names
         others, missing = model_peers(source, names, feeds, count, progress)
-    bounds = ceilings(isa_named(artifact.manifest.target.isa), count) if with_profile else {}
+    is_on_gpu = program.manifest.target.name == "cuda"
+    has_bounds = with_profile and not is_on_gpu
+    bounds = ceilings(isa_named(program.manifest.target.isa), count) if has_bounds else {}
     work: dict[str, Work] = {OURS: lambda: program.run(feeds)} | others
     work |= {CEILING + name: bound.run for name, bound in bounds.items()}
     took = interleaved(work, rounds, SECONDS, progress=progress)
     rates = {name: bound.amount / took[CEILING + name] * 1e-9 for name, bound in bounds.items()}
+    if with_profile and is_on_gpu:
+        from lbcompiler.bench.gemm_cuda import rates_of
+
+        rates = rates_of(program.manifest.target.isa, rounds)
     return ModelSpeed(
         artifact=str(path),
         against=None if against is None else str(against),

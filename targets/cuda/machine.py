@@ -4,6 +4,7 @@ CUDA runtime.
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import tvm
@@ -84,9 +85,10 @@ def _load_runtime(gpu: Gpu) -> None:
         )
     if _has_runtime():
         return
-    for folder in [*(found / "lib" for found in pip_folders()), *map(Path, TOOLKITS)]:
-        if (folder / RUNTIME).is_file():
-            ctypes.CDLL(str(folder / RUNTIME), ctypes.RTLD_GLOBAL)
+    folders = [*(found / "lib" for found in pip_folders()), *map(Path, TOOLKITS)]
+    for place in (RUNTIME, *(str(folder / RUNTIME) for folder in folders)):  # the system's first
+        with suppress(OSError):
+            ctypes.CDLL(place, ctypes.RTLD_GLOBAL)
             break
     library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
     try:

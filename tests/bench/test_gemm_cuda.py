@@ -3,6 +3,7 @@ the BLAS says, in columns.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,7 @@ from lbcompiler.cli import app
 from lbcompiler.errors import ConfigError
 from tests.targets.cuda import needs
 from tests.targets.cuda.fake_gpu import run, toolkit
-from tests.test_cli_flow import documented, has_fields_of
+from tests.test_cli_flow import documented, has_fields_of, language_model
 
 CUBLAS = """
 import ctypes, numpy as np, ml_dtypes
@@ -88,6 +89,22 @@ def test_the_table_says_what_is_missing() -> None:
     assert "cublas_bf16: not measured (there is no cuBLAS: pip install nvidia-cublas" in said
     assert "copy within the GPU" in said
     assert "CUDA graphs" in said
+
+
+@pytest.mark.slow
+@needs.nvcc
+def test_a_model_on_a_gpu_kernel_by_kernel(tmp_path: Path) -> None:
+    language_model(tmp_path / "lm.onnx")
+    setup = f"{CUBLAS}from lbcompiler.bench import profile\nprofile.RUNS = 1\n"
+    compiled = ("compile", str(tmp_path / "lm.onnx"), "--target", "cuda", "--format", "mxint4")
+    bench(*compiled, "-o", str(tmp_path / "lm.lbc"), "--no-measure", "--quiet")
+    asked = ("bench", str(tmp_path / "lm.lbc"), "--profile", "--rounds", "1", "--quiet", "--json")
+    found = json.loads(bench(*asked, "--input", "input_ids:1x5", before=setup))
+    linears = [row for row in found["profile"] if row["gops"] is not None]
+    has_fields_of(documented("bench-model"), {**found, "profile": linears})
+    assert set(found["ceilings"]) == {"copy", "bf16"}
+    assert sorted(row["shape"] for row in linears) == [[5, 64, 96], [5, 96, 48]]
+    assert all(row["ceiling"] == "bf16" and row["ceiling_share"] > 0 for row in linears)
 
 
 @needs.nvcc

@@ -10,12 +10,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.builder import FAILED, folder_of, is_built
 from tests.gpu.check import CRASHED, SKIPPED, Record
 from tests.gpu.plan import Options, plan
 from tests.gpu.worker import MARK
@@ -38,12 +39,15 @@ def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
         records[index] = record
         told(record)
 
-    with tempfile.TemporaryDirectory(prefix="lbc-gpu-") as name, _builders(Path(name), options):
+    with (
+        tempfile.TemporaryDirectory(prefix="lbc-gpu-") as name,
+        _builders(Path(name), options) as builders,
+    ):
         while time.monotonic() < end:
             left = [index for index in range(len(checks)) if index not in records]
             if not left:
                 break
-            _run_some(Path(name), options, left, end, keep)
+            _run_some(Path(name), options, builders, left, end, keep)
     for index, check in enumerate(checks):
         if index not in records:
             keep(index, Record(check.name, SKIPPED, 0, "the time was over"))
@@ -51,7 +55,7 @@ def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
 
 
 @contextmanager
-def _builders(folder: Path, options: Options) -> Iterator[None]:
+def _builders(folder: Path, options: Options) -> "Iterator[list[subprocess.Popen[bytes]]]":
     """Each compiles kernels on several cores. They are ended with what they started."""
     cores = len(os.sched_getaffinity(0))
     command = [sys.executable, "-m", "tests.gpu.builder", str(folder), options.to_json()]
@@ -60,10 +64,21 @@ def _builders(folder: Path, options: Options) -> Iterator[None]:
         for _ in range(max(1, min(MOST_BUILDERS, cores // 2)))
     ]
     try:
-        yield
+        yield processes
     finally:
         for process in processes:
             _end(process)
+
+
+def _bury(builders: "Sequence[subprocess.Popen[bytes]]", folder: Path, count: int) -> None:
+    """Where no builder is left, what none has built never will be."""
+    if any(process.poll() is None for process in builders):
+        return
+    for index in range(count):
+        held = folder_of(folder, index)
+        if not is_built(held):
+            held.mkdir(exist_ok=True)
+            (held / FAILED).write_text("the process that built it died")
 
 
 @dataclass
@@ -98,6 +113,7 @@ class _Worker:
 def _run_some(
     folder: Path,
     options: Options,
+    builders: "Sequence[subprocess.Popen[bytes]]",
     indices: list[int],
     end: float,
     keep: Callable[[int, Record], None],
@@ -122,6 +138,7 @@ def _run_some(
             try:
                 message = worker.said.get(timeout=0.2)
             except queue.Empty:
+                _bury(builders, folder, len(checks))
                 if begun is not None and time.monotonic() > since + PATIENCE_S:
                     reason = f"it did not end within {PATIENCE_S:.0f} s"
                     keep(begun, Record(checks[begun].name, CRASHED, PATIENCE_S, reason))

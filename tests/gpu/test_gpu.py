@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.gpu import builder, run
 from tests.gpu.check import WrongError
 from tests.gpu.gemm import Gemm
 from tests.gpu.kernels import every_bit, within
@@ -69,6 +70,33 @@ def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
     assert {(r["status"], r["reason"]) for r in found["records"]} == {
         ("skipped", "the time was over")
     }
+
+
+@needs.nvcc
+def test_what_cannot_be_built_is_said(tmp_path: Path) -> None:
+    held = {"FOLDER": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    held["CUDACXX"] = str(fake_nvcc_that_fails(tmp_path))
+    done, found = check_gpu("--only", "decode mxint6", **held)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert {record["status"] for record in found["records"]} == {"failed"}
+    assert all("not built: CudaCompileError" in r["reason"] for r in found["records"])
+
+
+def fake_nvcc_that_fails(folder: Path) -> Path:
+    path = folder / "nvcc"
+    path.write_text('#!/bin/sh\n[ "$1" = --version ] && echo V13.0.1 || exit 1\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_checks_whose_builder_died_are_not_waited_for(tmp_path: Path) -> None:
+    process = subprocess.Popen(["false"])
+    process.wait()
+    builder.folder_of(tmp_path, 0).mkdir()
+    (builder.folder_of(tmp_path, 0) / builder.DONE).touch()
+    run._bury([process], tmp_path, 2)
+    assert not (builder.folder_of(tmp_path, 0) / builder.FAILED).exists()
+    assert "died" in (builder.folder_of(tmp_path, 1) / builder.FAILED).read_text()
 
 
 @pytest.mark.parametrize(

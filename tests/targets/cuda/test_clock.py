@@ -99,6 +99,18 @@ def test_a_kernel_that_never_ends_is_an_error() -> None:
     )
 
 
+def test_the_systems_cuda_runtime_goes_before_that_of_packages() -> None:
+    """Only so can another be put in its place."""
+    runs(
+        "from lbcompiler.targets.cuda import machine\n"
+        "opened, real = [], machine.ctypes.CDLL\n"
+        "machine.ctypes.CDLL = lambda name, *mode: opened.append(name) or real(name, *mode)\n"
+        "machine._has_runtime = lambda: False\n"
+        "machine._load_runtime(gpu)\n"
+        "assert opened[0] == machine.RUNTIME and len(opened) == 2, opened\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("variant", "said"),
     [
