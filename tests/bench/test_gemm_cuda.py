@@ -15,33 +15,10 @@ from tests.targets.cuda.fake_gpu import run, toolkit
 from tests.test_cli_flow import documented, has_fields_of, language_model
 
 CUBLAS = """
-import ctypes, numpy as np, ml_dtypes
+import ml_dtypes
+import numpy as np
 from lbcompiler.bench import cublas
-
-
-class Double:
-    def __getattr__(self, name):
-        return lambda *_: 0
-
-    def cublasGemmEx(
-        self, handle, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c,
-        ldc, compute, algorithm
-    ):
-        assert (op_a, op_b, kind_a, kind_b, kind_c, compute) == (1, 0, 14, 14, 14, 68)
-        m, n, k, lda, ldb, ldc = (x.value for x in (m, n, k, lda, ldb, ldc))
-
-        def columns(at, rows, count, apart):
-            held = (ctypes.c_uint16 * (apart * count)).from_address(at.value)
-            return np.frombuffer(held, np.uint16).reshape(count, apart)[:, :rows].T
-
-        left, right = columns(a, k, m, lda), columns(b, k, n, ldb)
-        real = [np.ascontiguousarray(x).view(ml_dtypes.bfloat16).astype(np.float32)
-                for x in (left, right)]
-        product = (real[0].T @ real[1]).astype(ml_dtypes.bfloat16).view(np.uint16)
-        columns(c, m, n, ldc)[...] = product
-        return 0
-
-
+from tests.bench.cublas_double import Double
 cublas._load = Double
 """
 BENCH = """

@@ -17,7 +17,7 @@ from lbcompiler.targets.cuda.layout import DEPTH, depths
 from tests.gpu.built import Loaded
 from tests.gpu.check import Array, Arrays, Figures
 from tests.gpu.kernels import every_bit, within
-from tests.targets.cuda.reference import activation_operands, rows_of
+from tests.targets.cuda.reference import activation_operands, products, rows_of
 
 NORMAL, WHOLE = "normal", "whole"
 TRUNCATION = 2.0**-23  # of a float32 in any rounding: to nearest it would be half
@@ -76,12 +76,13 @@ class Gemm:
         shares: dict[str, list[float]] = {NORMAL: [], WHOLE: []}
         for name, y in outputs.items():
             numbers, m = name.split()
-            values, _, bias = self._weights(numbers)
-            x = self._values(int(m), numbers)
-            wanted = x @ values.T + bias
             if numbers == NORMAL:
+                values, _, bias = self._weights(numbers)
+                x = self._values(int(m))
+                wanted = x @ values.T + bias
                 bound = self._bound(x, values, bias)
             else:
+                wanted = self._whole(int(m))
                 bound = self._behind_the_sum * TRUNCATION * np.abs(wanted)
             shares[numbers].append(within(np.abs(y - wanted), bound, f"M={m}, {numbers} numbers"))
         whole = max(shares[WHOLE]) if self._behind_the_sum else "every bit"
@@ -95,7 +96,7 @@ class Gemm:
                 every_bit({name: found}, {name: emulated[name]})
                 continue
             values, _, bias = self._weights(numbers)
-            x = self._values(int(m), numbers)
+            x = self._values(int(m))
             error = np.abs(found.astype(np.float64) - emulated[name])
             shares.append(within(error, 2 * self._bound(x, values, bias), f"M={m}"))
             equal.append(float((found == emulated[name]).mean()))
@@ -130,9 +131,22 @@ class Gemm:
             return exact_rows(m, self.k)
         return np.random.default_rng(m).standard_normal((m, self.k), np.float32)
 
-    def _values(self, m: int, numbers: str) -> Array:
-        """What the activations are once they are quantized, float64 (m, K)."""
-        kernel, x = self.kernel, self._x(m, numbers)
+    def _whole(self, m: int) -> Array:
+        """The exact product of whole numbers: sums first, then the tensor scales."""
+        kernel, x = self.kernel, self._x(m, WHOLE)
+        _, w, _ = self._weights(WHOLE)
+        right = products(w, kernel.weight).astype(np.float64)
+        scale = np.float64(1 if w.tensor_scale is None else w.tensor_scale)
+        if kernel.act is None:
+            return np.asarray(x.astype(np.float64) @ right.T * scale)
+        q = kernel.act.quantize(x, rule_of(kernel), per_row=True)
+        rows = np.float64(1) if q.tensor_scale is None else q.tensor_scale.reshape(m, 1)
+        sums = products(q, kernel.act).astype(np.float64) @ right.T
+        return np.asarray(sums * rows * scale)
+
+    def _values(self, m: int) -> Array:
+        """What normal activations are once they are quantized, float64 (m, K)."""
+        kernel, x = self.kernel, self._x(m, NORMAL)
         if kernel.act is None:
             return np.asarray(rows_of(activation_operands(kernel, x), self.k))
         q = kernel.act.quantize(x, rule_of(kernel), per_row=True)

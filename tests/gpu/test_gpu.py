@@ -18,9 +18,16 @@ from tests.gpu.plan import SMALL, Options, archs_of, kernel_checks, plan
 from tests.gpu.quantize import Quantize, expected_operands
 from tests.targets.cuda import needs
 from tests.targets.cuda.fake_gpu import ROOT, machine, toolkit
+from tests.targets.cuda.fake_gpu import run as run_on_gpu
 
+CUBLAS = "from tests.bench.cublas_double import Double\nfrom lbcompiler.bench import cublas\n"
+CUBLAS += "cublas._load = Double\n"
 FEW = ("--only", "quantize mxint8_bfloat16 sm_80 K", "--only", "decode mxint4")
 GEMM = ("--only", "gemm exact_mxint8_mxint8_sm_80")
+
+
+def on_emulated_gpu(code: str) -> subprocess.CompletedProcess[str]:
+    return run_on_gpu(code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0")
 
 
 def check_gpu(
@@ -61,6 +68,27 @@ def test_a_kernel_that_fails_does_not_stop_the_others(
     assert len(own) == 2
     assert {record["status"] for record in own} == {status}
     assert all(said in record["reason"] for record in own), own
+
+
+@needs.nvcc
+def test_rows_of_speed_are_shares_of_what_was_measured_beside() -> None:
+    done = on_emulated_gpu(
+        CUBLAS + "from lbcompiler.ir.rotation import Rotation\n"
+        "from lbcompiler.targets.cuda import bench, ceilings\n"
+        "from lbcompiler.targets.cuda.machine import gpu_for\n"
+        "from tests.gpu.speed import GemmSpeed, QuantizeSpeed\n"
+        "ceilings.COPY_BYTES, bench.VISIT_S = ceilings.PIECE, 0\n"
+        "gpu_for('', 'the test runs')\n"
+        "few = GemmSpeed('mxint8', 'mxint8', 'sm_80', (3, 64, 48)).run(None)\n"
+        "many = GemmSpeed('mxint8', None, 'sm_80', (20, 64, 48)).run(None)\n"
+        "rotated = QuantizeSpeed('mxint8', Rotation(32), 'sm_80', (5, 64)).run(None)\n"
+        "assert few['share'] * few['copy_gb_s'] > few['weight_gb_s'] * 0.999, few\n"
+        "assert few['reached'] == (few['share'] >= 0.8) and few['of'] == 'copy', few\n"
+        "assert abs(many['share'] * many['gemm_ms'] / many['cublas_bf16_ms'] - 1) < 1e-6, many\n"
+        "assert many['of'] == 'cublas_bf16' and 'not measured' in many['torch_fp8'], many\n"
+        "assert rotated['gb_s'] * rotated['ms'] * 1e6 > 5 * 64 * 4, rotated\n"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @needs.nvcc
@@ -133,10 +161,9 @@ def test_the_plan_begins_with_what_matters_and_leaves_no_kernel_out() -> None:
 
 def test_a_wrong_sum_is_noticed() -> None:
     check = Gemm("nvfp4", "nvfp4", "sm_80", (2,), *SMALL[1:])
-    x, (values, _, bias) = check._values(2, "normal"), check._weights("normal")
+    x, (values, _, bias) = check._values(2), check._weights("normal")
     right = (x @ values.T + bias).astype(np.float32)
-    whole, (other, _, _) = check._values(2, "whole"), check._weights("whole")
-    outputs = {"normal 2": right, "whole 2": (whole @ other.T).astype(np.float32)}
+    outputs = {"normal 2": right, "whole 2": check._whole(2).astype(np.float32)}
     assert check.judge(outputs)["share_of_bound"] < 0.1
     for name in outputs:
         wrong = {**outputs, name: outputs[name].copy()}
