@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import tvm
 
-from lbcompiler.errors import DeviceError
+from lbcompiler.errors import DeviceError, never_freed
 from lbcompiler.ir.model import Array
 from lbcompiler.tensors import GrowingTensor, Memory, as_array, as_tensor
 
@@ -138,6 +138,7 @@ def failure(error: BaseException) -> DeviceError:
             f"the GPU has not enough free memory ({said}): give smaller inputs, or end what else "
             "uses it (nvidia-smi lists that)"
         )
+    never_freed(error)
     return DeviceError(
         f"the GPU failed ({said}): if it does so again, nvidia-smi and the system's log tell "
         "whether it is still there; `lbc doctor` looks at the installation"

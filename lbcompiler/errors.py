@@ -1,5 +1,10 @@
 """Errors that are the user's to mend: one paragraph with the place, the value and the way out."""
 
+import ctypes
+from typing import TypeVar
+
+Held = TypeVar("Held")
+
 
 class LbcError(Exception):
     """The base: the CLI prints it without a traceback and exits with code 2."""
@@ -30,3 +35,13 @@ def is_interruption(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return not str(error).strip()
     return isinstance(error, KeyboardInterrupt)
+
+
+def never_freed(held: Held) -> Held:
+    """The same, and what it holds: an error holds what the functions it went through held.
+
+    A GPU that failed refuses everything, the freeing of memory as well. TVM throws that out of a
+    destructor, which ends the process without a word: so tensors and code have to outlive it.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+    return held

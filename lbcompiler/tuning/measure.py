@@ -85,7 +85,7 @@ class ComparingBench(ABC):
         except Exception as error:  # TVM's own, under several names
             if is_interruption(error):
                 raise
-            self._after_failure()
+            self._after_failure(error)
             raise CandidateError(f"{type(error).__name__}: {self._said(error)}") from None
 
     def _said(self, error: Exception) -> str:
@@ -97,7 +97,7 @@ class ComparingBench(ABC):
         """(the bits of a candidate's result, its timer: the milliseconds of one call)."""
 
     @abstractmethod
-    def _after_failure(self) -> None:
+    def _after_failure(self, failed: Exception) -> None:
         """A candidate failed as nothing that is checked does. Raises ConfigError where no other
         can be measured any more.
         """
@@ -140,7 +140,7 @@ class GemmBench(ComparingBench):
         module["gemm"](*self.operands, out)
         return out.numpy().view(np.int32), self._timer(module, out)
 
-    def _after_failure(self) -> None:
+    def _after_failure(self, _failed: Exception) -> None:
         """A machine that no longer runs the default fails no candidate."""
         try:
             self.default(*self.operands, self.out)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, never_freed
 from lbcompiler.targets.cuda.bench import (
     FEW_ROWS,
     Linear,
@@ -79,12 +79,13 @@ class GpuBench(ComparingBench):
         )
         return bits, lambda: self.clock.seconds(recorded) * 1e3
 
-    def _after_failure(self) -> None:
+    def _after_failure(self, failed: Exception) -> None:
         """The candidate is to blame for what it did to the GPU; the next one ends the search."""
         try:
             self.clock.run(lambda: self.default(*self.exact, *self.results))
         except Exception as error:  # TVM's own, under several names
             self.reason = self._said(error)
+            never_freed((self, failed, error))
 
     def _said(self, error: Exception) -> str:
         lines = str(error).strip().splitlines()

@@ -16,7 +16,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 
-from lbcompiler.errors import DeviceError
+from lbcompiler.errors import DeviceError, never_freed
 from lbcompiler.targets.cuda.machine import RUNTIME
 
 PATIENCE_S = 60.0  # for what was launched; no work here takes a second
@@ -56,8 +56,13 @@ class Clock:
 
     def run(self, call: Call) -> None:
         """Once, until it is done. Raises DeviceError."""
-        with self._on_stream():
-            call()
+        try:
+            with self._on_stream():
+                call()
+        except Exception as error:
+            if self._cuda.cudaStreamQuery(self.stream) not in (0, _NOT_READY):
+                never_freed(error)
+            raise
         self.wait()
 
     def record(self, call: Call, calls: int) -> Recorded:
@@ -114,9 +119,11 @@ class Clock:
             if status != _NOT_READY:
                 break
             if time.monotonic() > end:
-                raise DeviceError(
-                    f"a kernel did not end within {PATIENCE_S:.0f} s: this process cannot use the "
-                    "GPU any more; end it and start again"
+                raise never_freed(
+                    DeviceError(
+                        f"a kernel did not end within {PATIENCE_S:.0f} s: this process cannot use "
+                        "the GPU any more; end it and start again"
+                    )
                 )
             time.sleep(POLL_S)
         self._check(status, "what was launched")
@@ -158,4 +165,5 @@ class Clock:
     def _check(self, status: int, what: str) -> None:
         if status:
             said = self._cuda.cudaGetErrorString(status).decode(errors="replace")
-            raise DeviceError(f"the GPU failed in {what}: CUDA error {status} ({said})")
+            message = f"the GPU failed in {what}: CUDA error {status} ({said})"
+            raise never_freed(DeviceError(message))

@@ -6,6 +6,7 @@ SPOILED, and another takes what is left.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from lbcompiler.errors import never_freed
 from lbcompiler.targets.cuda.machine import gpu_for
 from tests.gpu.builder import FAILED as NOT_BUILT
 from tests.gpu.builder import folder_of, is_built
@@ -49,7 +51,7 @@ def main(root: Path, options: Options, indices: list[int]) -> int:
         record = run(checks[index], folder_of(root, index))
         say({"index": index, "record": asdict(record)})
         if record.status == FAILED and not is_well():
-            return SPOILED
+            os._exit(SPOILED)  # to free what TVM keeps on the GPU would end it with a signal
     return 0
 
 
@@ -68,6 +70,8 @@ def run(check: Check, folder: Path) -> Record:
     except MissingError as error:
         return record(SKIPPED, str(error))
     except Exception as error:  # of CUDA, through TVM or through us, under many names
+        if not is_well():
+            never_freed(error)
         lines = str(error).strip().splitlines() or [""]
         return record(FAILED, f"{type(error).__name__}: {lines[0]} .. {lines[-1]}"[:1000])
     is_measure = getattr(check, "is_measure", False)

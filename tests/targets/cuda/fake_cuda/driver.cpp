@@ -23,6 +23,7 @@ struct Launch {  // that a graph holds
 };
 static std::vector<Launch>* captured;  // what is being captured,
 static void* capturing;                // in which stream
+static int spoiled;                    // by which error: as with a GPU, nothing works after it
 
 static int number(const char* name, int otherwise) {
   const char* text = getenv(name);
@@ -57,7 +58,7 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   if (!library) return fprintf(stderr, "%s\n", dlerror()), CUDA_ERROR_INVALID_IMAGE;
   return *module = CUmodule(library), CUDA_SUCCESS;
 }
-CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
+CUresult cuModuleUnload(CUmodule) { return CUresult(spoiled); }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   char symbol[512];
   snprintf(symbol, sizeof symbol, "launch_%s", name);
@@ -73,7 +74,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
   unsigned sizes[] = {c->gridDimX,  c->gridDimY,  c->gridDimZ,
                       c->blockDimX, c->blockDimY, c->blockDimZ};
   if (number("FAKE_CUDA_LAUNCH", 0) < 0) abort();  // a driver that takes its process along
-  if (number("FAKE_CUDA_LAUNCH", 0)) return CUresult(number("FAKE_CUDA_LAUNCH", 0));
+  if (!spoiled) spoiled = number("FAKE_CUDA_LAUNCH", 0);
+  if (spoiled) return CUresult(spoiled);
   auto function = (Function*)f;
   if (captured) {
     if (c->hStream != capturing) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;  // as with a GPU
@@ -84,8 +86,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
     captured->push_back(std::move(held));
     return CUDA_SUCCESS;
   }
-  int status = function->launch(sizes, c->sharedMemBytes, arguments);
-  return status ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
+  if (function->launch(sizes, c->sharedMemBytes, arguments)) spoiled = CUDA_ERROR_LAUNCH_FAILED;
+  return CUresult(spoiled);
 }
 void fake_cuda_begin_capture(void* stream) {
   captured = new std::vector<Launch>;
@@ -100,10 +102,11 @@ int fake_cuda_replay(void* graph) {
   for (auto& held : *(std::vector<Launch>*)graph) {
     std::vector<void*> arguments;
     for (auto& bytes : held.arguments) arguments.push_back(bytes.data());
-    if (held.function->launch(held.sizes, held.shared, arguments.data())) return 719;
+    if (held.function->launch(held.sizes, held.shared, arguments.data())) spoiled = 719;
   }
-  return 0;
+  return spoiled;
 }
+int fake_cuda_spoiled() { return spoiled; }
 CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
                                 void* base, const cuuint64_t* dims, const cuuint64_t* strides,
                                 const cuuint32_t* box, const cuuint32_t*, CUtensorMapInterleave,

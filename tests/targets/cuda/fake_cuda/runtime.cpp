@@ -12,16 +12,19 @@ extern "C" {  // of libcuda.so.1
 void fake_cuda_begin_capture(void*);
 void* fake_cuda_end_capture();
 int fake_cuda_replay(void*);
+int fake_cuda_spoiled();
 }
 static size_t used;
 static std::unordered_map<void*, size_t> sizes;
+
+static cudaError_t state() { return cudaError_t(fake_cuda_spoiled()); }
 
 extern "C" {
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return state(); }
+cudaError_t cudaPeekAtLastError() { return state(); }
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "out of memory" : "an error";
 }
@@ -29,6 +32,7 @@ const char* cudaGetErrorName(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaError";
 }
 cudaError_t cudaMalloc(void** data, size_t size) {
+  if (state()) return state();
   const char* limit = getenv("FAKE_CUDA_MEMORY");
   if (limit && used + size > strtoull(limit, nullptr, 10)) return cudaErrorMemoryAllocation;
   if (posix_memalign(data, 256, size ? size : 1)) return cudaErrorMemoryAllocation;
@@ -37,6 +41,7 @@ cudaError_t cudaMalloc(void** data, size_t size) {
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* data) {
+  if (state()) return state();
   used -= sizes[data];
   free(data);
   return cudaSuccess;
@@ -47,18 +52,19 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return *free = *total = size_t(1) << 34, cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t) {
-  return memmove(to, from, size), cudaSuccess;
+  return state() ? state() : (memmove(to, from, size), cudaSuccess);
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t) {
-  return memmove(to, from, size), cudaSuccess;
+  return state() ? state() : (memmove(to, from, size), cudaSuccess);
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1, cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return memset(p, 0, sizeof *p), cudaSuccess; }
 cudaError_t cudaStreamCreate(cudaStream_t* s) { return *s = cudaStream_t(new char), cudaSuccess; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
 cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete (char*)s, cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return state(); }
+cudaError_t cudaStreamQuery(cudaStream_t) { return state(); }
+cudaError_t cudaDeviceSynchronize() { return state(); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (!stream) return cudaErrorStreamCaptureUnsupported;  // as with a GPU
@@ -72,8 +78,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete (Clock::time_point*)
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
   return *(Clock::time_point*)e = Clock::now(), cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return state(); }
+cudaError_t cudaEventQuery(cudaEvent_t) { return state(); }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
   std::chrono::duration<float, std::milli> passed = *(Clock::time_point*)to - *(Clock::time_point*)from;
   return *ms = passed.count(), cudaSuccess;
