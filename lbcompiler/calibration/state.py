@@ -7,6 +7,7 @@ measure again.
 A folder of another model or version is refused, never mixed up or overwritten."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -73,6 +74,11 @@ class State:
 
     def remove(self, name: str) -> None:
         self._file(name, ".safetensors").unlink(missing_ok=True)
+
+    def remove_folder(self, name: str) -> None:
+        """All that was kept under `name/`."""
+        if (folder := self.path / name).is_dir():
+            shutil.rmtree(folder)
 
     def load_record(self, name: str) -> Any:
         """What was kept as JSON; None where there is nothing."""

@@ -38,7 +38,7 @@ from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.outcome import Outcome
 from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
-from lbcompiler.decisions.residual import Residual, remembered, residual_rotation
+from lbcompiler.decisions.residual import Residual, ResidualSearch
 from lbcompiler.decisions.sensitivities import (
     Sensitivities,
     by_gradients,
@@ -196,20 +196,19 @@ class _Decider:
 
     def _residual(self, statistics: Statistics) -> Statistics:
         """The residual stream rotated where it helps, and what its linears read then."""
-        self.residual = remembered(
+        search = ResidualSearch(
+            self.simulator,
+            self.parts,
+            statistics,
+            self.pairs[0],
+            self.options,
+            list(islice(self.judge, JUDGED)),
+            self.work,
             self.state,
             f"residual-{_digest(self.key)}",
-            self.options.seed,
-            lambda: residual_rotation(
-                self.simulator,
-                self.parts,
-                statistics,
-                self.pairs[0],
-                self.options,
-                list(islice(self.judge, JUDGED)),
-                self.progress,
-            ),
+            self.progress,
         )
+        self.residual = search.settled()
         rotation = self.residual.rotation
         if rotation is None:
             return statistics

@@ -5,8 +5,9 @@ own input that may be tried, by the model's output: errors of layers do not tell
 of a layer that writes loud channels reaches the quiet ones once they are mixed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.calibration.state import State
 from lbcompiler.data import Feeds
-from lbcompiler.decisions.candidates import GATE, GroupProblem, Options, Solution, solve
+from lbcompiler.decisions.candidate_store import CandidateStore, make_candidates
+from lbcompiler.decisions.candidates import GATE, GroupProblem, Options
 from lbcompiler.decisions.cut import OFF
 from lbcompiler.decisions.measure import Measurement
+from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
-from lbcompiler.formats import Quantized
 from lbcompiler.ir.constants import constant_of
 from lbcompiler.ir.model import Array
 from lbcompiler.ir.rotation import Rotation
@@ -43,64 +45,89 @@ class Residual:
         return f"{'not rotated' if self.rotation is None else 'rotated'}: {self.reason}"
 
 
-def remembered(state: State, name: str, seed: int | None, find: Callable[[], Residual]) -> Residual:
-    """What record `name` of the state says, else what is found now and kept there."""
-    known = state.load_record(name)
-    if known is None:
-        found = find()
-        size = 0 if found.rotation is None else found.rotation.size
-        known = {"size": size, "reason": found.reason}
-        state.save_record(name, known)
-    rotation = Rotation(int(known["size"]), seed) if known["size"] else None
-    return Residual(rotation, str(known["reason"]))
+@dataclass(frozen=True)
+class ResidualSearch:
+    """Whether the stream of `simulator`'s model is rotated.
 
+    parts: the layers that are decided of each group; formats: of weights and activations. What is
+    measured on the way is kept under `name` in the state, and the codes go when it is settled."""
 
-def residual_rotation(
-    simulator: Simulator,
-    parts: Mapping[str, Sequence[str]],
-    statistics: Statistics,
-    formats: tuple[str, str],
-    options: Options,
-    batches: Sequence[Feeds],
-    progress: Progress,
-) -> Residual:
-    """Not rotated where the model has no stream that could be, and where it does not help."""
-    model = simulator.model
-    try:
-        stream = stream_of(model.module)
-    except ConfigError as error:
-        return Residual(None, str(error))
-    size = min(LARGEST, stream.width & -stream.width)
-    layers = stream.layers()
-    if size < 2:
-        return Residual(None, f"the residual stream has an odd width, {stream.width}")
-    if not any(layer in layers for part in parts.values() for layer in part):
-        return Residual(None, "no layer that is quantized reads the residual stream")
-    rotation = Rotation(size, options.seed)
-    options = replace(options, quantizer="rtn", rules=(), outliers=OFF)
-    turned = Simulator(run((RotateResidual(rotation),), model))
-    costs = []
-    for step, (seen_by, turns) in enumerate(((simulator, None), (turned, rotation))):
-        progress("residual", step, 2)
-        solutions = {}
-        for group, part in parts.items():
-            x, gain = statistics[group].sample, layers.get(part[0])
-            if turns is not None and gain is not None:
-                x = _as_read(x, constant_of(gain, model.weights), turns)
-            problem = GroupProblem(tuple(map(seen_by.weight, part)), None, x)
-            solutions[group] = solve(problem, [formats], options)[0]
-        measurement = Measurement(seen_by, batches, parts, _own_weights, options.seed)
-        costs.append(measurement.plan(solutions).cost)
-    progress("residual", 2, 2)
-    return Residual(
-        rotation if costs[1] < GATE * costs[0] else None,
-        f"the model loses {costs[0]:.3g} as it is and {costs[1]:.3g} with its residual stream "
-        f"rotated in blocks of {size}",
-    )
+    simulator: Simulator
+    parts: Mapping[str, Sequence[str]]
+    statistics: Statistics
+    formats: tuple[str, str]
+    options: Options
+    batches: Sequence[Feeds]
+    work: Work
+    state: State
+    name: str
+    progress: Progress
 
+    def settled(self) -> Residual:
+        """As the record says, else as is found now and kept there."""
+        known = self.state.load_record(self.name)
+        if known is None:
+            found = self._found()
+            size = 0 if found.rotation is None else found.rotation.size
+            known = {"size": size, "reason": found.reason}
+            self.state.save_record(self.name, known)
+            self.state.remove_folder(self.name)
+        size, seed = int(known["size"]), self.options.seed
+        return Residual(Rotation(size, seed) if size else None, str(known["reason"]))
 
-def _own_weights(_group: str, solution: Solution) -> Sequence[Quantized]:
-    return solution.weights
+    def _found(self) -> Residual:
+        """Not rotated where the model has no stream that could be, and where it does not help."""
+        try:
+            stream = stream_of(self.simulator.model.module)
+        except ConfigError as error:
+            return Residual(None, str(error))
+        size, layers = min(LARGEST, stream.width & -stream.width), stream.layers()
+        if size < 2:
+            return Residual(None, f"the residual stream has an odd width, {stream.width}")
+        if not any(layer in layers for part in self.parts.values() for layer in part):
+            return Residual(None, "no layer that is quantized reads the residual stream")
+        rotation = Rotation(size, self.options.seed)
+        plain, turned = self._cost(None, layers), self._cost(rotation, layers)
+        return Residual(
+            rotation if turned < GATE * plain else None,
+            f"the model loses {plain:.3g} as it is and {turned:.3g} with its residual stream "
+            f"rotated in blocks of {size}",
+        )
+
+    def _cost(self, rotation: Rotation | None, gains: Mapping[str, Any]) -> float:
+        """What the model loses, all groups rounded to nearest; gains: of the norm that each layer
+        on the stream reads, if any.
+        """
+        folder = f"{self.name}/{'plain' if rotation is None else rotation.name}"
+        known = self.state.load_record(f"{folder}/cost")
+        if known is not None:
+            return float(known)
+        model, simulator, step = self.simulator.model, self.simulator, int(rotation is not None)
+        if rotation is not None:
+            simulator = Simulator(run((RotateResidual(rotation),), model))
+
+        def problem(group: str) -> GroupProblem:
+            part, x = self.parts[group], self.statistics[group].sample
+            gain = gains.get(part[0])
+            if rotation is not None and gain is not None:
+                x = _as_read(x, constant_of(gain, model.weights), rotation)
+            return GroupProblem(tuple(map(simulator.weight, part)), None, x)
+
+        def progress(_stage: str, done: int, total: int) -> None:
+            self.progress("residual", step * total + done, 2 * total)
+
+        options = replace(self.options, quantizer="rtn", rules=(), outliers=OFF)
+        store, groups = CandidateStore(self.state, folder), list(self.parts)
+        jobs, backend = self.work.jobs, self.work.backend
+        found = make_candidates(
+            problem, groups, [self.formats], options, store, jobs, backend, progress
+        )
+        solutions = {group: row[0] for group, row in found.items()}
+        seed = self.options.seed
+        measurement = Measurement(simulator, self.batches, self.parts, store.weights, seed)
+        cost = measurement.plan(solutions).cost
+        self.state.save_record(f"{folder}/cost", cost)
+        return cost
 
 
 def _as_read(x: Array, gain: Array | None, rotation: Rotation) -> Array:

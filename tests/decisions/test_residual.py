@@ -133,6 +133,35 @@ def test_without_a_stream_nothing_is_rotated(tmp_path: Path) -> None:
     assert reasons(artifact) == [False] * 4
 
 
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [2, 5])
+def test_a_search_that_was_stopped_goes_on(stopped_at: int, tmp_path: Path) -> None:
+    """Three groups twice: as they are, and rotated."""
+    seen: list[int] = []
+
+    def stop(stage: str, done: int, _total: int) -> None:
+        if stage == "residual" and done == stopped_at:
+            raise StoppedError
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "residual":
+            assert total == 6
+            seen.append(done)
+
+    said = {"format": "nvint4", "exclude": "^s$", "rotate_residual": "auto"}
+    with pytest.raises(StoppedError):
+        compiled("loud", tmp_path / "s", progress=stop, **said)
+    resumed = compiled("loud", tmp_path / "s", progress=note, **said)
+    assert seen[0] == stopped_at
+    assert not list((tmp_path / "s").glob("residual-*/"))  # the codes are gone
+    assert reasons(resumed) == [True] * 3
+    whole = compiled("loud", tmp_path / "whole", **said)
+    np.testing.assert_array_equal(outputs(resumed, "loud"), outputs(whole, "loud"))
+
+
 def reference(kind: str) -> np.ndarray:
     held = {h.name: numpy_helper.to_array(h) for h in residual(kind).graph.initializer}
 
