@@ -85,6 +85,7 @@ class LayerRecord(Record):
     requested: str
     realized: str
     weight_format: str
+    weight_scaled: bool = False
     activation_format: str
     quantizer: str = "rtn"
     scale_rule: str

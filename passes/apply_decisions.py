@@ -24,6 +24,7 @@ class Decision:
     quantizer: str
     rotation: Rotation | None
     reason: str
+    weight_scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class ApplyDecisions:
             layer,
             realized=decision.weight_format,
             weight_format=decision.weight_format,
+            weight_scaled=decision.weight_scaled,
             activation_format=decision.act_format,
             scale_rule=decision.rule,
             activation_scale_rule=decision.act_rule,

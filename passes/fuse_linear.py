@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import tvm
 from tvm import relax
 
-from lbcompiler.formats import format_named
+from lbcompiler.formats import format_named, stored_format
 from lbcompiler.ir import ops
 from lbcompiler.ir.model import Model
 from lbcompiler.ir.rewrite import Scope, rewrite
@@ -74,7 +74,7 @@ def _linear(dense: Any, scope: Scope) -> Any:
         *bias,
         layer=str(dense.attrs["layer"]),
         n=int(dense.ty.shape.values[-1]),
-        weight_format=format_named(str(w_call.attrs["format"])) if quantized else None,
+        weight_format=stored_format(str(w_call.attrs["format"])) if quantized else None,
         act_format=format_named(str(x_call.attrs["format"]))
         if quantized and x_call is not None
         else None,

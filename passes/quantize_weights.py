@@ -37,6 +37,7 @@ class QuantizeWeights:
             if layer.weight_format == "none" or held is None:
                 return None
             fmt, source = format_named(layer.weight_format), str(held.attrs["name"])
+            fmt = fmt.scaled if layer.weight_scaled else fmt
             stem = f"{source}.{fmt.name}.{layer.scale_rule}"
             if layer.name in self.known:
                 stem = f"{stem}.{layer.name}"

@@ -44,7 +44,8 @@ class Tunable(Protocol):
     """A kernel, as far as its config is concerned: a frozen dataclass."""
 
     @property
-    def name(self) -> str: ...
+    def tuned_as(self) -> str:
+        """The name of the kernel whose results are its own."""
 
     def programs(self, n: int, k: int) -> Sequence[Program]:
         """In the order of their rows."""
@@ -131,7 +132,7 @@ class Tuned:
             near = [
                 result
                 for result in source.results
-                if result.kernel == kernel.name
+                if result.kernel == kernel.tuned_as
                 and shape_class(kernel, result.shape) == shape_class(kernel, shape)
             ]
             if not near:

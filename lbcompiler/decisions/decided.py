@@ -16,6 +16,7 @@ from lbcompiler.ir.rotation import Rotation
 from lbcompiler.ir.smoothing import Smoothing
 from lbcompiler.passes.apply_decisions import Decision
 from lbcompiler.passes.split_outliers import row_orders
+from lbcompiler.quantizers import QUANTIZERS
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def decision_of(solution: Solution | None, reason: str, seed: int | None) -> Dec
         choice.quantizer,
         Rotation(choice.hadamard, seed) if choice.hadamard else None,
         reason,
+        choice.weight_format in QUANTIZERS[choice.quantizer].scales,
     )
 
 

@@ -38,6 +38,14 @@ def format_named(name: str) -> BlockFormat:
     return FORMATS[name]
 
 
+def stored_format(name: str) -> BlockFormat:
+    """`format_named`, or the format of that name that weights alone are stored in: an MX format
+    with a tensor scale.
+    """
+    plain = name.removesuffix("_scaled")
+    return format_named(name) if plain == name else format_named(plain).scaled
+
+
 def table() -> list[dict[str, object]]:
     """A row of facts for every format, in the order of FORMATS."""
     return [row(fmt) for fmt in FORMATS.values()]
@@ -50,5 +58,6 @@ __all__ = [
     "Quantized",
     "decode_scales",
     "format_named",
+    "stored_format",
     "table",
 ]

@@ -9,7 +9,7 @@ whose padding is not stored.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,15 @@ class Quantized:
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """`block` elements along the last axis share one scale byte."""
+    """`block` elements along the last axis share one scale byte.
+
+    plain: the MX format whose weights have a tensor scale here, None of any other format."""
 
     name: str
     element: Element
     scale: ScaleType
     block: int
+    plain: "BlockFormat | None" = None
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -62,7 +65,14 @@ class BlockFormat:
 
     @property
     def has_tensor_scale(self) -> bool:
-        return self.scale == "e4m3"
+        return self.scale == "e4m3" or self.plain is not None
+
+    @property
+    def scaled(self) -> "BlockFormat":
+        """The same of a weight that has a tensor scale; it is no format of the table."""
+        if self.has_tensor_scale:
+            return self
+        return replace(self, name=f"{self.name}_scaled", plain=self)
 
     @property
     def parts(self) -> int:
@@ -94,6 +104,10 @@ class BlockFormat:
         Raises ConfigError on an unknown rule and on an x without axes.
         """
         rule = self._rule(rule)
+        if self.plain is not None:
+            factor = np.asarray(1 if tensor_scale is None else tensor_scale, np.float32)
+            q = self.plain.quantize(_as_float32(x) / factor, rule, importance=importance)
+            return Quantized(q.codes, q.scales, factor)
         if x.ndim == 0:
             raise ConfigError(f"{self.name} scales blocks along the last axis; a scalar has none.")
         *rows_shape, k = x.shape

@@ -46,6 +46,7 @@ class Layer:
     `name` is the node's name (ONNX) or module path (torch); `output` the source model's name of the
     value it computes, and `output_has_bias` whether that value already holds the bias, for `verify
     --per-layer`; `output_missing` says why it computes no value of the source any more.
+    `weight_scaled`: its weight has a tensor scale, although its format has none.
     `normalized` is the source's name of the batch norm of that value, if there is one: what the
     layer computes once that is folded. `hadamard` is the size of the rotation of its input and its
     weight, 0 for none, and `hadamard_seed` that of its signs, None for none; `hadamard_folded`: the
@@ -63,6 +64,7 @@ class Layer:
     requested: str = "float32"
     realized: str = "float32"
     weight_format: str = "none"
+    weight_scaled: bool = False
     activation_format: str = "none"
     quantizer: str = "none"
     scale_rule: str = "none"

@@ -32,7 +32,7 @@ import tvm.ir._ffi_api as _private
 from tvm import relax
 from tvm.ir import Op
 
-from lbcompiler.formats import BlockFormat, format_named
+from lbcompiler.formats import BlockFormat, format_named, stored_format
 from lbcompiler.ir.prologue import Prologue, prologue_of
 from lbcompiler.ir.rotation import Rotation
 
@@ -371,6 +371,6 @@ def linear_formats(call: Any) -> tuple[BlockFormat | None, BlockFormat | None]:
     """(weight format or None for float, activation format or None for float) of an `lbc.linear`."""
     weight, act = str(call.attrs["weight_format"]), str(call.attrs["act_format"])
     return (
-        None if weight == FLOAT else format_named(weight),
+        None if weight == FLOAT else stored_format(weight),
         None if act == "none" else format_named(act),
     )

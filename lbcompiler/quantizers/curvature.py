@@ -34,6 +34,11 @@ class Curvature:
     def importance(self) -> Floats:
         return np.diagonal(self.hessian).astype(np.float32)
 
+    def objective(self, error: Floats) -> float:
+        """tr(E H E^T) of E (N, K): what the output loses, as the damped problem has it."""
+        exact = error.astype(np.float64)
+        return float(np.einsum("nk,nk->", exact @ self.hessian, exact))
+
     @property
     def order(self) -> Indices:
         """(K,): the columns, those of large mean square first."""

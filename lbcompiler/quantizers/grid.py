@@ -36,12 +36,15 @@ class Grid:
         return cls(fmt, scaled, np.repeat(steps, fmt.block, axis=1)[:, :k])
 
     @classmethod
-    def under(cls, curved: Curvature, problem: Problem) -> "Grid":
+    def under(cls, curved: Curvature, problem: Problem, factor: float | None = None) -> "Grid":
         """The grid under the scales of the best real weight, by the problem's rule; one that
-        searches weighs errors by the Hessian's diagonal.
+        searches weighs errors by the Hessian's diagonal. factor: the tensor scale of a format
+        without one.
         """
-        fmt = problem.fmt
-        scaled = fmt.quantize(curved.target, problem.rule, importance=curved.importance)
+        fmt = problem.fmt if factor is None else problem.fmt.scaled
+        g = None if factor is None else np.asarray(factor, np.float32)
+        target, importance = curved.target, curved.importance
+        scaled = fmt.quantize(target, problem.rule, importance=importance, tensor_scale=g)
         return cls.of(scaled, fmt)
 
     def encode_columns(self, values: Floats, order: Indices) -> Quantized:

@@ -3,14 +3,29 @@
 The rotation is a pass, which the method's `rotates` asks for and measuring keeps or drops; what is
 left is GPTQ under scales that were searched. Their search rounds each scale within it and weighs
 errors by the Hessian's diagonal; the paper's does neither (its 100 shrink factors are rounded
-afterwards), so this one can only be nearer to what is stored."""
+afterwards), so this one can only be nearer to what is stored.
+
+MXFP4's scales, powers of two, are multiplied by 4/3 where that lowers the objective: one float32
+for the whole weight, which its kernel multiplies sums by, as the paper folds it into the GEMM's
+alpha (there always, and for activations too)."""
 
 from dataclasses import replace
 
 from lbcompiler.formats import Quantized
-from lbcompiler.quantizers.gptq import gptq
+from lbcompiler.quantizers.curvature import curvature
+from lbcompiler.quantizers.gptq import compensated
+from lbcompiler.quantizers.grid import Grid
 from lbcompiler.quantizers.problem import Problem, searched_rule
+
+STRETCHED = ("mxfp4",)  # the formats that have the factor
+FACTORS = (1.0, 4 / 3)
 
 
 def mr_gptq(problem: Problem) -> Quantized:
-    return gptq(replace(problem, rule=searched_rule(problem.fmt, problem.rule)))
+    """(N, K) float32 -> its codes; those of a format in `STRETCHED` with a tensor scale."""
+    problem = replace(problem, rule=searched_rule(problem.fmt, problem.rule))
+    curved, fmt = curvature(problem, "mr_gptq"), problem.fmt
+    if fmt.name not in STRETCHED:
+        return compensated(curved, Grid.under(curved, problem))
+    found = [compensated(curved, Grid.under(curved, problem, factor)) for factor in FACTORS]
+    return min(found, key=lambda q: curved.objective(curved.target - fmt.dequantize(q)))

@@ -38,8 +38,9 @@ Quantizer = Callable[[Problem], Quantized]
 @dataclass(frozen=True)
 class Method:
     """A quantizer; whether it needs `Problem.hessian`, whether it is made for rotated weights (its
-    name asks for `--hadamard auto`), and whether it only knows scale rules that search. about: a
-    few words for `--help` and the shell.
+    name asks for `--hadamard auto`), whether it only knows scale rules that search, and the formats
+    without a tensor scale whose weights it gives one. about: a few words for `--help` and the
+    shell.
     """
 
     quantize: Quantizer
@@ -47,6 +48,7 @@ class Method:
     needs_hessian: bool = False
     rotates: bool = False
     searches: bool = False
+    scales: tuple[str, ...] = ()
 
     def rule(self, fmt: BlockFormat, rule: str) -> str:
         """The scale rule that it really uses where `rule` is given."""

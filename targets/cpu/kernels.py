@@ -9,7 +9,7 @@ order:
     gemm(n, k, ...)     activation operands, packed weights[, bias] -> y
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,12 @@ class LinearKernel:
         weight = "float32" if self.weight is None else self.weight.name
         act = "float32" if self.act is None else self.act.name
         return f"{route}_{weight}_{act}_{self.isa.name}"
+
+    @property
+    def tuned_as(self) -> str:
+        """The name of the kernel whose configs serve it: a weight's tensor scale does not matter."""
+        plain = None if self.weight is None else self.weight.plain
+        return self.name if plain is None else replace(self, weight=plain).name
 
     @property
     def packing(self) -> str:

@@ -94,6 +94,7 @@ def pair_of(weight: BlockFormat, act: BlockFormat | None) -> Pair | None:
     """The pair, if there is an instruction for it."""
     if act is None:
         return None
+    weight = weight.plain or weight  # a tensor scale comes behind the sums
     names = (weight.name, act.name)
     if names in (("nvfp4", "nvfp4"), ("mxfp4", "mxfp4")) or all(n in EIGHT_BIT for n in names):
         return Pair(weight, act)

@@ -4,7 +4,7 @@ Code times scale is a bfloat16, of weights and activations both, so activations 
 Without an activation format a row is the sum of two bfloat16, of 16 bits together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,12 @@ class LinearKernel:
         act = "bfloat16x2" if self.act is None else self.act.name
         arch = self.arch.name.replace("+", "_")
         return f"{self.route}_{self.weight.name}_{act}_{arch}"
+
+    @property
+    def tuned_as(self) -> str:
+        """The name of the kernel whose configs serve it: a weight's tensor scale does not matter."""
+        plain = self.weight.plain
+        return self.name if plain is None else replace(self, weight=plain).name
 
     @property
     def packing(self) -> str:

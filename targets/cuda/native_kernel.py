@@ -66,7 +66,7 @@ class NativeKernel(LinearKernel):
             ((depth * ROW,), "uint8"),
             ((depth * self.pair.row_scales,), "uint8"),
         ]
-        return [*specs, ((1,), "float32")] if self.weight.has_tensor_scale else specs
+        return [*specs, ((1,), "float32")] if self.pair.act.has_tensor_scale else specs
 
     def gemm(
         self, n: int, k: int, *, bias: bool, epilogue: str = "none", config: Config | None = None

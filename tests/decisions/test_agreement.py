@@ -20,7 +20,8 @@ CASES = {
         "smooth": "auto",
         "sensitivity": "output",
     },
-    "folded": {"format": "mxfp4", "quantizer": "mr_gptq"},
+    "folded": {"format": "mxint4", "quantizer": "mr_gptq"},
+    "stretched": {"format": "mxfp4", "quantizer": "mr_gptq"},
     "residual": {"format": "nvint4", "quantizer": "gptq", "rotate_residual": "auto"},
     "split": {"format": "nvfp4", "quantizer": "mr_gptq", "outliers": 2},
     "residual and split": {
@@ -48,6 +49,7 @@ DECIDED = {  # of what is decided, what a case is about
         ("mixed", None),
         ("mixed", "none"),
         ("folded", None),
+        ("stretched", None),
         ("residual", None),
         ("split", None),
         ("residual and split", None),

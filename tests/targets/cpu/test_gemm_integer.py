@@ -15,6 +15,7 @@ from tests.targets.cpu.reference import (
     multiply,
 )
 
+SCALED = FORMATS["mxfp4"].scaled  # of a weight with a tensor scale
 INTEGER = [fmt for fmt in FORMATS.values() if fmt.element.integer_multiplier is not None]
 LOW = Config(
     rows=1, columns=2, depth=64, chunk=8, few_columns=2, small_columns=1
@@ -32,7 +33,7 @@ def activations(fmt, seed: int) -> Quantized:
 
 
 @each_isa
-@pytest.mark.parametrize("weight", INTEGER, ids=lambda fmt: fmt.name)
+@pytest.mark.parametrize("weight", [*INTEGER, SCALED], ids=lambda fmt: fmt.name)
 def test_every_code_and_scale_byte_of_every_pair(isa, weight) -> None:
     kernels = {act.name: kernel_for(weight, act, isa) for act in INTEGER}
     module = compiled(

@@ -10,7 +10,7 @@ from tests.targets.cpu.reference import linear
 
 EVERY = [None, *FORMATS.values()]
 each_weight = pytest.mark.parametrize(
-    "weight", EVERY, ids=lambda fmt: fmt.name if fmt else "float32"
+    "weight", [*EVERY, FORMATS["mxfp4"].scaled], ids=lambda fmt: fmt.name if fmt else "float32"
 )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lbcompiler.formats import FORMATS
+from lbcompiler.formats import FORMATS, stored_format
 from lbcompiler.targets.cuda.kernels import kernel_for
 from tests.emulator.build import emulate
 from tests.targets.cuda.reference import (
@@ -16,15 +16,16 @@ from tests.targets.cuda.reference import (
 
 N, K = 37, 200  # neither whole tiles nor whole blocks
 ROWS = (1, 8, 13, 16, 45)  # three kernels, whole and with tails
+FACTOR = np.float32(4 / 3)  # of a weight with a tensor scale
 each_format = pytest.mark.parametrize("name", FORMATS)
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=[*FORMATS, "mxfp4_scaled"])
 def built(request):
     """(format, host functions) with activations in the same format and without."""
-    fmt = FORMATS[request.param]
+    fmt = stored_format(request.param)
     functions = {
-        "w_a": kernel_for(fmt, fmt, SM_80).gemm(N, K, bias=True, config=SMALL),
+        "w_a": kernel_for(fmt, fmt.plain or fmt, SM_80).gemm(N, K, bias=True, config=SMALL),
         "w": kernel_for(fmt, None, SM_80).gemm(N, K, bias=False, config=SMALL),
     }
     return fmt, emulate(functions)
@@ -35,8 +36,8 @@ def built(request):
 def test_is_the_reference_up_to_the_order_of_the_sum(built, mode, m) -> None:
     fmt, functions = built
     rng = np.random.default_rng(m)
-    kernel = kernel_for(fmt, fmt if mode == "w_a" else None, SM_80)
-    w = fmt.quantize(rng.standard_normal((N, K)).astype(np.float32))
+    kernel = kernel_for(fmt, (fmt.plain or fmt) if mode == "w_a" else None, SM_80)
+    w = fmt.quantize(rng.standard_normal((N, K)).astype(np.float32), tensor_scale=FACTOR)
     operands = activation_operands(kernel, rng.standard_normal((m, K)).astype(np.float32))
     packed = kernel.pack(w)
     bias = rng.standard_normal(N).astype(np.float32) if mode == "w_a" else None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lbcompiler.formats import FORMATS
+from lbcompiler.formats import FORMATS, stored_format
 from lbcompiler.targets.cuda.arch import arch_named
 from lbcompiler.targets.cuda.kernels import kernel_for
 from lbcompiler.targets.cuda.layout_native import (
@@ -21,6 +21,7 @@ SM_120A = arch_named("sm_120a")
 PAIRS = [  # (weights, activations)
     ("nvfp4", "nvfp4"),
     ("mxfp4", "mxfp4"),
+    ("mxfp4_scaled", "mxfp4"),
     ("mxfp8", "mxfp8"),
     ("mxfp6", "mxfp8_e5m2"),
     ("mxfp6_e3m2", "mxfp6"),
@@ -31,7 +32,7 @@ names = [f"{w}_{a}" for w, a in PAIRS]
 
 
 def kernel_of(weight: str, act: str):
-    return kernel_for(FORMATS[weight], FORMATS[act], SM_120A)
+    return kernel_for(stored_format(weight), FORMATS[act], SM_120A)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def functions():
 
 @pytest.mark.parametrize(("weight", "act"), PAIRS, ids=names)
 def test_codes_come_back(weight, act) -> None:
-    pair = pair_of(FORMATS[weight], FORMATS[act])
-    bits = FORMATS[weight].element.bits
+    pair = pair_of(stored_format(weight), FORMATS[act])
+    bits = pair.weight.element.bits
     codes = np.random.default_rng(0).integers(0, 2**bits, (37, 300), dtype=np.uint8)
     np.testing.assert_array_equal(unpack_codes(pack_codes(codes, pair), 37, 300, pair), codes)
 
@@ -58,7 +59,9 @@ def test_codes_come_back(weight, act) -> None:
 def test_is_the_reference_up_to_the_order_of_the_sum(functions, weight, act, m) -> None:
     kernel, rng = kernel_of(weight, act), np.random.default_rng(m)
     assert kernel.route == "native"
-    w = kernel.weight.quantize(rng.standard_normal((N, K)).astype(np.float32))
+    w = kernel.weight.quantize(
+        rng.standard_normal((N, K)).astype(np.float32), tensor_scale=np.float32(4 / 3)
+    )
     q = kernel.act.quantize(rng.standard_normal((m, K)).astype(np.float32), per_row=True)
     operands = [rows_of_bytes(q.codes, kernel.pair), rows_of_scales(q.scales, kernel.pair, K)]
     if q.tensor_scale is not None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lbcompiler.formats import FORMATS
+from lbcompiler.formats import FORMATS, stored_format
 from lbcompiler.targets.cuda.arch import arch_named
 from lbcompiler.targets.cuda.kernels import kernel_for
 from lbcompiler.targets.cuda.layout_native import rows_of_bytes
@@ -17,7 +17,7 @@ from tests.targets.cuda.reference import sum_tolerance
 SM_100A = arch_named("sm_100a+tcgen05")
 PAIRS = [  # (weights, activations)
     ("nvfp4", "nvfp4"),
-    ("mxfp4", "mxfp4"),
+    ("mxfp4_scaled", "mxfp4"),
     ("mxfp8", "mxfp8_e5m2"),
 ]
 N, K = 131, 600  # two blocks of columns; three tiles of K in 4 bits, five in 8
@@ -25,7 +25,7 @@ names = [f"{w}_{a}" for w, a in PAIRS]
 
 
 def kernel_of(weight: str, act: str):
-    return kernel_for(FORMATS[weight], FORMATS[act], SM_100A)
+    return kernel_for(stored_format(weight), FORMATS[act], SM_100A)
 
 
 def config_of(kernel):
@@ -53,7 +53,9 @@ def operands_of(kernel, q, k: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("m", [1, 16, 17, 128, 129, 300])
 def test_is_the_reference_up_to_the_order_of_the_sum(functions, weight, act, m) -> None:
     kernel, rng = kernel_of(weight, act), np.random.default_rng(m)
-    w = kernel.weight.quantize(rng.standard_normal((N, K)).astype(np.float32))
+    w = kernel.weight.quantize(
+        rng.standard_normal((N, K)).astype(np.float32), tensor_scale=np.float32(4 / 3)
+    )
     q = kernel.act.quantize(rng.standard_normal((m, K)).astype(np.float32), per_row=True)
     operands, packed = operands_of(kernel, q, K), kernel.pack(w)
     assert [(o.shape, str(o.dtype)) for o in operands] == kernel.quantized_shapes(m, K)
