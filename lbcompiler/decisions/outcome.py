@@ -37,13 +37,14 @@ class Outcome:
         weights: dict[str, Callable[[], Quantized]] = {}
         for group, option in picked.items():
             reason = reason_of(option, ranks[group] if front else 0, len(picked), self.config)
-            for i, layer in enumerate(self.parts[group]):
+            loads = self._loads(group, option.solution)
+            for layer, load in zip(self.parts[group], loads, strict=True):
                 why = f"{reason}; {self._stream_reason}" if layer in self.turned else reason
                 decisions[layer] = decision_of(option.solution, why, self.config.hadamard_seed)
                 if option.solution is not None and option.solution.choice.split is not None:
                     splits[layer] = option.solution.choice.split
-                if option.solution is not None:
-                    weights[layer] = partial(self._layer_weight, group, option.solution, i)
+                if load is not None:
+                    weights[layer] = load
         folded: dict[str, Rotation] = {}
         for fold in self.folder.folds(self.parts, {g: o.solution for g, o in picked.items()}):
             folded |= dict.fromkeys(fold.readers, fold.rotation)
@@ -68,8 +69,19 @@ class Outcome:
         assert self.residual.rotation is not None
         return f"the residual stream is rotated in blocks of {self.residual.rotation.size}"
 
-    def _layer_weight(self, group: str, solution: Solution, index: int) -> Quantized:
-        return self.store.weights(group, solution)[index]
+    def _loads(self, group: str, solution: Solution | None) -> list[Callable[[], Quantized] | None]:
+        """Of the group's layers: one reading of its file gives each of them its codes, once."""
+        count = len(self.parts[group])
+        if solution is None:
+            return [None] * count
+        held: dict[int, Quantized] = {}
+
+        def load(index: int) -> Quantized:
+            if index not in held:
+                held.update(enumerate(self.store.weights(group, solution)))
+            return held.pop(index)
+
+        return [partial(load, index) for index in range(count)]
 
     def _point(self, plan: Plan) -> ParetoPoint:
         options = {n: plan.chosen[g] for g, layers in self.parts.items() for n in layers}

@@ -7,6 +7,7 @@ arXiv 2504.02692, reaches the same end from within GPTQ's loop, by an approximat
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,16 @@ class Curvature:
     @property
     def importance(self) -> Floats:
         return np.diagonal(self.hessian).astype(np.float32)
+
+    @cached_property
+    def feedback(self) -> Floats:
+        """(K, K) float32 of GPTQ: with H = R R^T, R upper triangular and the columns of H in the
+        order of rounding, R_ij / R_jj in row j and column i < j.
+        """
+        last_first = self.order[::-1]
+        lower = np.linalg.cholesky(self.hessian[np.ix_(last_first, last_first)])
+        upper = lower[::-1, ::-1]
+        return np.ascontiguousarray((upper / np.diagonal(upper)).T, np.float32)
 
     def objective(self, error: Floats) -> float:
         """tr(E H E^T) of E (N, K): what the output loses, as the damped problem has it."""

@@ -13,8 +13,7 @@ scales are fixed before that, in the original order, so that nothing is gathered
 import numpy as np
 
 from lbcompiler.formats import Quantized
-from lbcompiler.formats.elements import Floats
-from lbcompiler.quantizers.curvature import Curvature, Indices, curvature
+from lbcompiler.quantizers.curvature import Curvature, curvature
 from lbcompiler.quantizers.grid import Grid
 from lbcompiler.quantizers.problem import Problem
 
@@ -30,7 +29,7 @@ def gptq(problem: Problem) -> Quantized:
 def compensated(curved: Curvature, grid: Grid) -> Quantized:
     """The codes that GPTQ gives under the grid's scales."""
     order = curved.order
-    feedback = feedback_of(curved, order)
+    feedback = curved.feedback
     element, k = grid.fmt.element, len(order)
     wanted = np.ascontiguousarray(curved.target.T[order])  # (K, N): a column of W is a row here
     steps = np.ascontiguousarray(grid.steps.T[order])
@@ -44,11 +43,3 @@ def compensated(curved: Curvature, grid: Grid) -> Quantized:
                 values[j] = element.round((wanted[j] + carry) / steps[j])
                 errors[j] = wanted[j] - values[j] * steps[j]
     return grid.encode_columns(values, order)
-
-
-def feedback_of(curved: Curvature, order: Indices) -> Floats:
-    """(K, K) float32: R_ij / R_jj in row j and column i < j, in the order of rounding."""
-    last_first = order[::-1]
-    lower = np.linalg.cholesky(curved.hessian[np.ix_(last_first, last_first)])
-    upper = lower[::-1, ::-1]
-    return np.ascontiguousarray((upper / np.diagonal(upper)).T, np.float32)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbcompiler.errors import ConfigError
@@ -182,6 +182,7 @@ def test_mse_finds_the_scales_of_least_weighted_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", LEARNING)
+@settings(deadline=None)  # of milliseconds, which other processes take
 @given(st.sampled_from(sorted(FORMATS)), st.integers(1, 70), st.integers(0, 10**6))
 def test_learning_is_not_worse_than_rounding(method: str, name: str, k: int, seed: int) -> None:
     fmt = FORMATS[name]
