@@ -63,7 +63,7 @@ class LinearKernel:
 
     @property
     def tuned_as(self) -> str:
-        """The name of the kernel whose configs serve it: a weight's tensor scale does not matter."""
+        """The name of the kernel whose configs serve it: a tensor scale makes no difference."""
         plain = None if self.weight is None else self.weight.plain
         return self.name if plain is None else replace(self, weight=plain).name
 

@@ -59,6 +59,13 @@ def test_names_tell_kernels_apart() -> None:
     assert kernels[0].name == "integer_mxint8_mxint8_avx2" or kernels[0].act is None
 
 
+def test_a_tensor_scale_makes_no_difference_to_the_config() -> None:
+    fmt = FORMATS["mxfp4"]
+    plain, scaled = (kernel_for(weight, fmt, AVX2) for weight in (fmt, fmt.scaled))
+    assert plain.tuned_as == scaled.tuned_as == plain.name != scaled.name
+    assert plain.default_config(64, 96) == scaled.default_config(64, 96)
+
+
 def test_kernels_that_share_a_quantizer_make_the_same_operands() -> None:
     act = FORMATS["nvfp4"]
     by_quantizer: dict[str, list[LinearKernel]] = {}

@@ -98,6 +98,13 @@ def test_quantizes_as_the_reference(functions, weight, act) -> None:
         np.testing.assert_array_equal(mine, reference)
 
 
+def test_a_tensor_scale_makes_no_difference_to_the_instruction_and_the_config() -> None:
+    plain, scaled = (kernel_of(weight, "mxfp4") for weight in ("mxfp4", "mxfp4_scaled"))
+    assert plain.tuned_as == scaled.tuned_as == plain.name != scaled.name
+    assert plain.pair == scaled.pair
+    assert plain.default_config(64, 96) == scaled.default_config(64, 96)
+
+
 @pytest.mark.parametrize(
     ("weight", "act"), [("nvfp4", None), ("mxint8", "mxint8"), ("mxfp4", "mxfp8")]
 )
