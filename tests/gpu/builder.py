@@ -4,9 +4,10 @@ the order of the plan. Several run at once.
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.gpu.check import Check
+from tests.gpu.check import Check, library_of
 from tests.gpu.plan import Options, plan
 
 CLAIMED, DONE, FAILED = "claimed", "built", "not built"
@@ -14,6 +15,12 @@ CLAIMED, DONE, FAILED = "claimed", "built", "not built"
 
 def folder_of(root: Path, index: int) -> Path:
     return root / f"{index:03}"
+
+
+def homes(checks: Sequence[Check]) -> list[int]:
+    """Of each check the index of that which is built for it: the first of its library."""
+    first: dict[str, int] = {}
+    return [first.setdefault(library_of(check), index) for index, check in enumerate(checks)]
 
 
 def is_built(folder: Path) -> bool:
@@ -34,14 +41,17 @@ def build(check: Check, folder: Path) -> None:
 
 
 def main(root: Path, options: Options) -> None:
-    for index, check in enumerate(plan(options)):
+    checks = plan(options)
+    for index, home in enumerate(homes(checks)):
+        if home != index:
+            continue
         folder = folder_of(root, index)
         folder.mkdir(exist_ok=True)
         try:
             (folder / CLAIMED).touch(exist_ok=False)
         except FileExistsError:
             continue
-        build(check, folder)
+        build(checks[index], folder)
 
 
 if __name__ == "__main__":

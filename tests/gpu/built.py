@@ -10,9 +10,10 @@ import tvm
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.device_code import DeviceCode
 from lbcompiler.targets.cuda.library import Library
-from tests.gpu.check import Array
+from tests.gpu.check import Array, WrongError
 
 HOST, DEVICE, SOURCES = "host.so", "kernels.safetensors", "sources.json"
+CALLS = 3
 
 
 def build(functions: dict[str, Any], arch: Arch, folder: Path) -> None:
@@ -23,10 +24,13 @@ def build(functions: dict[str, Any], arch: Arch, folder: Path) -> None:
 
 
 class Loaded:
-    """The functions of a library, called with arrays; `emulated`: on the GPU that is not there."""
+    """The functions of a library, called with arrays; `emulated`: on the GPU that is not there, of
+    which one call tells as much as several.
+    """
 
     def __init__(self, folder: Path, emulated: bool = False) -> None:
         self.device = tvm.cuda(0)
+        self.calls = 1 if emulated else CALLS
         host, device = ((folder / name).read_bytes() for name in (HOST, DEVICE))
         sources = json.loads((folder / SOURCES).read_text())
         if emulated:
@@ -34,7 +38,18 @@ class Loaded:
         self.module = Library(host, device, sources).load()
 
     def __call__(self, name: str, given: list[Array], results: list[Array]) -> list[Array]:
-        """What the function writes over `results`, which its memory is filled with before."""
+        """What the function writes over `results`, which its memory is filled with before. Raises
+        WrongError where a second or third call writes other bits: threads that race.
+        """
+        first = self._once(name, given, results)
+        for call in range(1, self.calls):
+            again = self._once(name, given, results)
+            for place, (one, other) in enumerate(zip(first, again, strict=True)):
+                if one.tobytes() != other.tobytes():
+                    raise WrongError(f"result {place} of {name} has other bits in call {call + 1}")
+        return first
+
+    def _once(self, name: str, given: list[Array], results: list[Array]) -> list[Array]:
         tensors = [self._put(array) for array in (*given, *results)]
         self.module[name](*tensors)
         self.device.sync()

@@ -34,6 +34,17 @@ class Check(Protocol):
         """On the GPU. Raises WrongError, MissingError."""
 
 
+def library_of(check: Check) -> str:
+    """Checks of one library share what is built."""
+    return str(getattr(check, "library", check.name))
+
+
+def family_of(check: Check) -> str:
+    """Checks of one family launch the same code: where it hangs for one, it does for the others."""
+    held = getattr(check, "of", check)
+    return str(getattr(held, "family", type(held).__name__))
+
+
 @dataclass(frozen=True)
 class Record:
     """What became of a check. `figures` of one that passed: how near it came to its bounds, or what

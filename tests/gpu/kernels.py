@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tests.gpu import built
-from tests.gpu.check import Array, Arrays, Figures, MissingError, WrongError
+from tests.gpu.check import Array, Arrays, Figures, MissingError, WrongError, library_of
 from tests.targets.cuda.fake_nvcc import ROOT
 
 WANTED = "emulated.npz"
@@ -52,6 +52,10 @@ class AgainstNumpy:
     @property
     def name(self) -> str:
         return self.of.name
+
+    @property
+    def library(self) -> str:
+        return library_of(self.of)
 
     def build(self, folder: Path) -> None:
         built.build(self.of.functions(), self.of.arch, folder)

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from lbcompiler.formats import FORMATS
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda.arch import ARCHS
 from tests.gpu.attention import Attention
 from tests.gpu.check import Check
-from tests.gpu.gemm import Gemm
+from tests.gpu.gemm import Gemm, gemms
 from tests.gpu.kernels import AgainstEmulator, AgainstNumpy, KernelCheck
 from tests.gpu.models import FORMAT, Model
 from tests.gpu.quantize import Decode, Quantize
@@ -74,6 +74,9 @@ def _all(options: Options) -> Iterator[Check]:
     yield from _tiny_lm(best, options.is_small)
     if not options.is_small:
         yield from _speeds(best)
+    for label, path in options.models.items():
+        for act in ("none", FORMAT):
+            yield Model(label, path, act, best, (1, 16, 128, 257))
     for kernel in _core(best, SMALL if options.is_small else EMULATED):
         yield AgainstEmulator(kernel)
     for kernel in _others(best):
@@ -81,9 +84,6 @@ def _all(options: Options) -> Iterator[Check]:
     for arch in options.archs:
         for kernel in (*_gemms(arch, sizes), *_quantizations(arch), *_others(arch)):
             yield AgainstNumpy(kernel)
-    for label, path in options.models.items():
-        for act in ("none", FORMAT):
-            yield Model(label, path, act, best, (1, 16, 128, 257))
     for arch in others:
         yield from _tiny_lm(arch, options.is_small)
 
@@ -91,8 +91,9 @@ def _all(options: Options) -> Iterator[Check]:
 def _core(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[KernelCheck]:
     """What everything else stands on."""
     for name in FIRST:
-        yield Gemm(name, name, arch, *sizes)
-        yield Gemm(name, None, arch, *sizes)
+        yield from gemms(name, name, arch, *sizes)
+        yield from gemms(name, None, arch, *sizes)
+        yield from _staying(name, arch, *sizes[1:])
         yield Quantize(name, arch, None, *QUANTIZED)
         yield Quantize(name, arch, ROTATED, *QUANTIZED)
     yield Quantize(None, arch, None, *QUANTIZED)
@@ -100,10 +101,19 @@ def _core(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[Kernel
 
 def _gemms(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[KernelCheck]:
     for name in FORMATS:
-        yield Gemm(name, name, arch, *sizes)
-        yield Gemm(name, None, arch, *sizes)
+        yield from gemms(name, name, arch, *sizes)
+        yield from gemms(name, None, arch, *sizes)
     for weight, act in MIXED:
-        yield Gemm(weight, act, arch, *sizes)
+        yield from gemms(weight, act, arch, *sizes)
+    for gemm in gemms(FIRST[0], FIRST[0], arch, *sizes):
+        yield replace(gemm, epilogue="gelu")
+
+
+def _staying(name: str, arch: str, n: int, k: int) -> Iterator[KernelCheck]:
+    """Blocks that stay for several shares: with as many as the GPU has, no shape here has two."""
+    gemm = Gemm(name, name, arch, (300,), n, k, (("blocks", 3), ("group", 2)))
+    if gemm.program_of(300) == "wide":
+        yield gemm
 
 
 def _quantizations(arch: str) -> Iterator[KernelCheck]:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu.builder import FAILED, folder_of, is_built
-from tests.gpu.check import CRASHED, SKIPPED, Record
+from tests.gpu.check import CRASHED, SKIPPED, Check, Record, family_of
 from tests.gpu.plan import Options, plan
 from tests.gpu.worker import MARK
 from tests.targets.cuda.fake_nvcc import ROOT
 
 MOST_BUILDERS = 8
-PATIENCE_S = 150.0  # for one check: the longest compiles nothing and waits for a model's outputs
+KERNEL_S = 20.0  # for a check of a kernel: all it launches takes the GPU milliseconds
+PATIENCE_S = 150.0  # for any other: the longest waits for a model's outputs; an emulated GPU's too
+MOST_HANGS = 2  # of a family, after which its other checks are left out
+OVER = "the time was over"
 TAIL = 6  # lines of what a process said before it died
 
 Told = Callable[[Record], None]
@@ -34,6 +38,7 @@ def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
     """A record for each check, told as it comes."""
     checks, end = plan(options), time.monotonic() + seconds
     records: dict[int, Record] = {}
+    hangs: Counter[str] = Counter()
 
     def keep(index: int, record: Record) -> None:
         records[index] = record
@@ -47,11 +52,29 @@ def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
             left = [index for index in range(len(checks)) if index not in records]
             if not left:
                 break
-            _run_some(Path(name), options, builders, left, end, keep)
+            hung = _run_some(Path(name), options, builders, left, end, keep)
+            if hung is not None:
+                hangs[family_of(hung)] += 1
+                _leave_out(hangs, checks, left, records, keep)
     for index, check in enumerate(checks):
         if index not in records:
-            keep(index, Record(check.name, SKIPPED, 0, "the time was over"))
+            keep(index, Record(check.name, SKIPPED, 0, OVER))
     return [records[index] for index in range(len(checks))]
+
+
+def _leave_out(
+    hangs: Counter[str],
+    checks: list[Check],
+    left: list[int],
+    records: dict[int, Record],
+    keep: Callable[[int, Record], None],
+) -> None:
+    """What launches code that hung before."""
+    for index in left:
+        family = family_of(checks[index])
+        if index not in records and hangs[family] >= MOST_HANGS:
+            reason = f"{hangs[family]} other checks of {family} did not end"
+            keep(index, Record(checks[index].name, SKIPPED, 0, reason))
 
 
 @contextmanager
@@ -117,8 +140,10 @@ def _run_some(
     indices: list[int],
     end: float,
     keep: Callable[[int, Record], None],
-) -> None:
-    """As many as one process runs: all, unless it dies, hangs, or the time is over."""
+) -> Check | None:
+    """As many as one process runs: all, unless it dies, hangs, or the time is over. The check that
+    hung, if one did.
+    """
     command = [sys.executable, "-m", "tests.gpu.worker", str(folder), options.to_json()]
     process = subprocess.Popen(
         [*command, *map(str, indices)],
@@ -139,15 +164,16 @@ def _run_some(
                 message = worker.said.get(timeout=0.2)
             except queue.Empty:
                 _bury(builders, folder, len(checks))
-                if begun is not None and time.monotonic() > since + PATIENCE_S:
-                    reason = f"it did not end within {PATIENCE_S:.0f} s"
-                    keep(begun, Record(checks[begun].name, CRASHED, PATIENCE_S, reason))
-                    return
+                patience = 0.0 if begun is None else _patience(checks[begun], options)
+                if begun is not None and time.monotonic() > since + patience:
+                    reason = f"it did not end within {patience:.0f} s"
+                    keep(begun, Record(checks[begun].name, CRASHED, patience, reason))
+                    return checks[begun]
                 continue
             if message is _GONE:
                 silent = [] if has_spoken else indices
                 _account(worker, begun, silent, checks, keep)
-                return
+                return None
             has_spoken = True
             if "begin" in message:
                 begun, since = message["begin"], time.monotonic()
@@ -155,9 +181,14 @@ def _run_some(
             begun = None
             keep(message["index"], Record(**message["record"]))
         if begun is not None:
-            keep(begun, Record(checks[begun].name, SKIPPED, 0, "the time was over while it ran"))
+            keep(begun, Record(checks[begun].name, SKIPPED, 0, f"{OVER} while it ran"))
+        return None
     finally:
         _end(process)
+
+
+def _patience(check: Check, options: Options) -> float:
+    return KERNEL_S if hasattr(check, "of") and not options.is_small else PATIENCE_S
 
 
 def _account(

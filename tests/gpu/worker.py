@@ -8,6 +8,7 @@ SPOILED, and another takes what is left.
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,7 +21,7 @@ import tvm
 from lbcompiler.errors import never_freed
 from lbcompiler.targets.cuda.machine import gpu_for
 from tests.gpu.builder import FAILED as NOT_BUILT
-from tests.gpu.builder import folder_of, is_built
+from tests.gpu.builder import folder_of, homes, is_built
 from tests.gpu.check import (
     FAILED,
     MEASURED,
@@ -36,19 +37,21 @@ from tests.gpu.plan import Options, plan
 MARK = "@ "  # of lines that are ours
 SPOILED = 3
 POLL_S = 0.05
+WELL_S = 5.0  # for a few bytes there and back; a GPU that hangs never brings them
 
 
 def main(root: Path, options: Options, indices: list[int]) -> int:
     gpu_for(options.archs[0], "the check runs")
     checks, left = plan(options), list(indices)
+    folders = [folder_of(root, home) for home in homes(checks)]
     while left:
-        index = next((i for i in left if is_built(folder_of(root, i))), None)
+        index = next((i for i in left if is_built(folders[i])), None)
         if index is None:
             time.sleep(POLL_S)
             continue
         left.remove(index)
         say({"begin": index})
-        record = run(checks[index], folder_of(root, index))
+        record = run(checks[index], folders[index])
         say({"index": index, "record": asdict(record)})
         if record.status == FAILED and not is_well():
             os._exit(SPOILED)  # to free what TVM keeps on the GPU would end it with a signal
@@ -79,7 +82,15 @@ def run(check: Check, folder: Path) -> Record:
 
 
 def is_well() -> bool:
-    """Whether the GPU still does what it is told."""
+    """Whether the GPU still does what it is told, soon."""
+    found: list[bool] = []
+    probe = threading.Thread(target=lambda: found.append(_answers()), daemon=True)
+    probe.start()
+    probe.join(WELL_S)
+    return found == [True]
+
+
+def _answers() -> bool:
     numbers = np.arange(64, dtype=np.float32)
     try:
         tensor = tvm.runtime.tensor(numbers, tvm.cuda(0))
