@@ -64,7 +64,6 @@ def gemm(rows: Sequence["GemmRow"], as_json: bool) -> None:
             f"{NAMES[row.ceiling]} peak {row.ceiling_gops:.0f} GOP/s"
             if row.ceiling_gops
             else f"{row.isa} has no {NAMES[row.ceiling]} peak that could be measured"
-            + (" without cuBLAS" if _is_of_gpu(row) else "")
         )
         print_line(
             f"{shape(row.shape)} {row.format}: {quantize}{peak}, {_memory(row)} "

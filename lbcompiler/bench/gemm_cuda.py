@@ -8,14 +8,13 @@ are cold up to 16 rows, as in a model that is larger than the L2 cache.
 import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from lbcompiler.bench.gemm import GemmRow, PeerSpeed
 from lbcompiler.bench.peers_cuda import check_peers, cublas_bf16, peers
 from lbcompiler.bench.timing import ROUNDS, Progress, silent
 from lbcompiler.config import WEIGHT_ONLY
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import LbcError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cuda import tuned_for
@@ -85,7 +84,7 @@ def interleaved(
 def rates_of(arch: str, rounds: int = ROUNDS) -> dict[str, float]:
     """`copy` in GB/s, and `bf16` in GOP/s where there is cuBLAS, of the GPU that is in use."""
     clock = Clock()
-    bounds, moved = _ceilings(arch_named(arch), clock)
+    bounds, moved, _ = _ceilings(arch_named(arch), clock)
     took = interleaved(clock, bounds, rounds, lambda _done, _total: None)
     return _rates(took, moved)
 
@@ -99,13 +98,16 @@ def _rates(took: Mapping[str, float], copied_bytes: int) -> dict[str, float]:
     return rates
 
 
-def _ceilings(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int]:
-    """(what is recorded of them, the bytes that a copy moves); no peak without cuBLAS."""
+def _ceilings(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int, dict[str, str]]:
+    """(what is recorded of them, the bytes that a copy moves, why there is no peak)."""
     ways, moved = copies(arch, clock)
     bounds = {COPY + name: recorded for name, recorded in ways.items()}
-    with suppress(ConfigError):  # the row says that it has none
+    missing: dict[str, str] = {}
+    try:
         bounds[PEAK_NAME] = cublas_bf16(PEAK, 0, clock)
-    return bounds, moved
+    except LbcError as error:
+        missing[PEAK_NAME] = str(error)
+    return bounds, moved, missing
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class _Bench:
     hot: bool
     bounds: dict[str, Recorded]
     copied_bytes: int
+    missing: dict[str, str]  # of the bounds
 
     def row(
         self,
@@ -158,6 +161,6 @@ class _Bench:
                 name: PeerSpeed(took[name] * 1e3, operations / took[name], took[name] / seconds)
                 for name in others
             },
-            missing=missing,
+            missing=self.missing | missing,
             is_graph=linear.whole.is_graph,
         )

@@ -9,10 +9,13 @@ import numpy as np
 
 from lbcompiler.formats import FORMATS, decode_scales
 from lbcompiler.ir.rotation import Rotation
+from lbcompiler.targets.cuda import layout_tcgen05
 from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import rotated_quantize, rule_of
 from lbcompiler.targets.cuda.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cuda.layout_native import rows_of_bytes, rows_of_scales
+from lbcompiler.targets.cuda.native_kernel import NativeKernel
+from lbcompiler.targets.cuda.tcgen05_kernel import Tcgen05Kernel
 from tests.gpu.built import Loaded
 from tests.gpu.check import Array, Arrays, Figures
 from tests.gpu.kernels import every_bit
@@ -50,7 +53,7 @@ class Quantize:
     def outputs(self, kernels: Loaded) -> Arrays:
         shapes = self.kernel.quantized_shapes(self.rows, self.k)
         empty = [np.full(shape, 7).astype(dtype) for shape, dtype in shapes]
-        found = kernels("quantize", [self._x()], empty)
+        found = _readable(self.kernel, kernels("quantize", [self._x()], empty), self.rows, self.k)
         return {str(i): array for i, array in enumerate(found)}
 
     def judge(self, outputs: Arrays) -> Figures:
@@ -79,10 +82,25 @@ def expected_operands(kernel: LinearKernel, x: Array) -> list[Array]:
     """What `quantize` must write."""
     if kernel.act is None or kernel.route == "exact":
         return activation_operands(kernel, x, rule_of(kernel))
-    q, k = kernel.act.quantize(x, rule_of(kernel), per_row=True), x.shape[1]
-    pair = kernel.pair  # type: ignore[attr-defined]  # of every native kernel
-    codes = [rows_of_bytes(q.codes, pair), rows_of_scales(q.scales, pair, k)]
-    return codes if q.tensor_scale is None else [*codes, np.asarray(q.tensor_scale, np.float32)]
+    assert isinstance(kernel, NativeKernel)
+    q, (rows, k) = kernel.act.quantize(x, rule_of(kernel), per_row=True), x.shape
+    if isinstance(kernel, Tcgen05Kernel):
+        scales = layout_tcgen05.pack_scales(q.scales, kernel.pair, k)
+    else:
+        scales = rows_of_scales(q.scales, kernel.pair, k)
+    operands = [rows_of_bytes(q.codes, kernel.pair), scales]
+    if q.tensor_scale is not None:
+        operands.append(np.asarray(q.tensor_scale, np.float32))
+    return _readable(kernel, operands, rows, k)
+
+
+def _readable(kernel: LinearKernel, operands: list[Array], rows: int, k: int) -> list[Array]:
+    """Without what nobody reads: tensor memory has scales of rows that there are not."""
+    if not isinstance(kernel, Tcgen05Kernel):
+        return operands
+    blocks = kernel.pair.depths(k) * kernel.pair.row_scales
+    codes, scales, *others = operands
+    return [codes, layout_tcgen05.unpack_scales(scales, rows, blocks), *others]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lbcompiler.bench.gemm_cuda import interleaved
 from lbcompiler.bench.peers_cuda import cublas_bf16, peers
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import LbcError
 from lbcompiler.formats import FORMATS
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.configs import Shape
@@ -133,7 +133,7 @@ class GemmSpeed:
         others, missing = peers(("torch",), self.shape, cold, clock)
         try:
             found["cublas_bf16"] = cublas_bf16(self.shape, cold, clock)
-        except ConfigError as error:
+        except LbcError as error:
             missing["cublas_bf16"] = str(error)
         return found | others, missing, moved
 

@@ -230,8 +230,9 @@ def test_a_wrong_sum_is_noticed() -> None:
         check.judge(missing)
 
 
-def test_a_wrong_code_is_noticed() -> None:
-    check = Quantize("nvfp4", "sm_120a", None, 10, 1152)
+@pytest.mark.parametrize("arch", ["sm_120a", "sm_100a+tcgen05"])
+def test_a_wrong_code_is_noticed(arch: str) -> None:
+    check = Quantize("nvfp4", arch, None, 10, 1152)
     wanted = expected_operands(check.kernel, check._x())
     outputs = {str(i): array.copy() for i, array in enumerate(wanted)}
     assert check.judge(outputs)["agreement"] == "every bit"
