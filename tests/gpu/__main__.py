@@ -7,6 +7,7 @@ status: 0, 1 where a check failed, 2 where none was run to its end.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[{passed:5.0f} s] {_line(record)}", file=sys.stderr, flush=True)
         _write(asked.json, here, told, start)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     records = run.run_all(options, asked.seconds - (time.monotonic() - start), tell)
     _write(asked.json, here, records, start)
     print(summary(records))
