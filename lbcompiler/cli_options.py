@@ -367,7 +367,7 @@ Peers = Annotated[
         metavar="NAME,NAME",
         help="Others to time: onnxruntime, openvino, torch; on a GPU cublas, torch.",
         autocompletion=_peers,
-        show_default="gemm: none; a model: those installed",
+        show_default="gemm: none; a model, or gemm on a GPU: those installed",
     ),
 ]
 Rounds = Annotated[

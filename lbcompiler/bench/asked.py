@@ -82,7 +82,7 @@ def _on_gpu(
         shapes,
         variant,
         tuned=Tuned(tuple(_results(tuning_db))),
-        peer_names=_listed(peers or ""),
+        peer_names=None if peers is None else _listed(peers),
         rounds=rounds or ROUNDS,
         hot=hot,
         progress=progress,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lbcompiler.bench.gemm import GemmRow, PeerSpeed
-from lbcompiler.bench.peers_cuda import check_peers, cublas_bf16, peers
+from lbcompiler.bench.peers_cuda import PEERS, check_peers, cublas_bf16, peers
 from lbcompiler.bench.timing import ROUNDS, Progress, silent
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.errors import LbcError
@@ -37,7 +37,7 @@ def bench_gemm_cuda(
     variant: str,
     *,
     tuned: Tuned = Tuned(),  # noqa: B008  # it is frozen
-    peer_names: Sequence[str] = (),
+    peer_names: Sequence[str] | None = None,
     rounds: int = ROUNDS,
     hot: bool = False,
     progress: Progress = silent,
@@ -45,15 +45,16 @@ def bench_gemm_cuda(
     """A row for each pair of formats (weights, activations) and each shape.
 
     `variant`: an architecture's name, "" for what suits the GPU; `tuned` goes before what is
-    shipped. Raises ConfigError without a GPU, nvcc or a peer that is asked for, DeviceError where
-    the GPU fails.
+    shipped. `peer_names` None: all that there are; a row says why another is missing. Raises
+    ConfigError without a GPU, nvcc or a peer that is asked for, DeviceError where the GPU fails.
     """
-    check_peers(peer_names)
+    names = PEERS if peer_names is None else peer_names
+    check_peers(peer_names or ())
     arch, gpu = gpu_for(variant, "lbc bench gemm times")
     find_nvcc().check(arch)
     clock = Clock()
     held = tuned_for(arch, "" if variant else gpu.name, tuned.sources)
-    bench = _Bench(arch, held, clock, tuple(peer_names), rounds, hot, *_ceilings(arch, clock))
+    bench = _Bench(arch, held, clock, tuple(names), rounds, hot, *_ceilings(arch, clock))
     rows = []
     for weight, act in formats:
         for shape in shapes:

@@ -12,10 +12,12 @@ from tests.gpu.check import Check
 from tests.gpu.gemm import Gemm, gemms
 from tests.gpu.kernels import AgainstEmulator, AgainstNumpy, KernelCheck
 from tests.gpu.models import FORMAT, Model
+from tests.gpu.prologue import Prologued
 from tests.gpu.quantize import Decode, Quantize
 from tests.gpu.speed import GemmSpeed, QuantizeSpeed
 from tests.targets.cuda.attention_cases import CASES
 from tests.targets.cuda.fake_nvcc import ROOT
+from tests.targets.cuda.prologue_cases import KEPT
 
 FIRST = ("nvfp4", "mxint8")  # formats: a native one with tensor scales, one of 8 bits
 MIXED = (("mxfp4", "mxfp8"), ("mxfp6", "mxfp8_e5m2"))  # pairs: exact everywhere, native on sm_120a
@@ -120,6 +122,10 @@ def _quantizations(arch: str) -> Iterator[KernelCheck]:
     for name in FORMATS:
         for rotation in ROTATIONS:
             yield Quantize(name, arch, rotation, *QUANTIZED)
+    for name in FIRST:
+        for prologue in KEPT:
+            yield Prologued(name, arch, prologue, QUANTIZED[1])
+            yield Prologued(name, arch, replace(prologue, rotation=ROTATED), QUANTIZED[1])
 
 
 def _others(arch: str) -> Iterator[KernelCheck]:

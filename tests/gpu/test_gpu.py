@@ -27,6 +27,7 @@ from tests.targets.cuda.fake_gpu import run as run_on_gpu
 CUBLAS = "from tests.bench.cublas_double import Double\nfrom lbcompiler.bench import cublas\n"
 CUBLAS += "cublas._load = Double\n"
 FEW = ("--only", "quantize mxint8_bfloat16 sm_80 K", "--only", "decode mxint4")
+PROLOGUES = ("--only", "add_layer_norm_hadamard", "--only", "silu_multiply nvfp4")
 GEMM = ("--only", "gemm exact_mxint8_mxint8_sm_80")
 
 
@@ -47,7 +48,7 @@ def check_gpu(
 
 @needs.nvcc
 def test_every_kernel_is_right_there(tmp_path: Path) -> None:
-    done, found = check_gpu(*FEW, *GEMM, FOLDER=str(tmp_path))
+    done, found = check_gpu(*FEW, *GEMM, *PROLOGUES, FOLDER=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     records = {record["name"]: record for record in found["records"]}
     assert {record["status"] for record in records.values()} == {"passed"}, records
@@ -56,6 +57,9 @@ def test_every_kernel_is_right_there(tmp_path: Path) -> None:
     assert 0 < records[gemm]["figures"]["share_of_bound"] < 0.1
     assert records[f"emulator: {gemm}"]["figures"]["equal_bits"] == 1
     assert records["quantize mxint8_bfloat16 sm_80 K=1152"]["figures"]["agreement"] == "every bit"
+    behind = [name for name in records if name.startswith("quantize behind")]
+    assert len(behind) == 3
+    assert all(0 < records[name]["figures"]["share_of_bound"] < 1 for name in behind)
     assert done.stdout.strip().endswith("passed")
 
 
