@@ -71,7 +71,7 @@ class ResidualSearch:
             size = 0 if found.rotation is None else found.rotation.size
             known = {"size": size, "reason": found.reason}
             self.state.save_record(self.name, known)
-            self.state.remove_folder(self.name)
+        self.state.remove_folder(self.name)  # also what a kill before this line left
         size, seed = int(known["size"]), self.options.seed
         return Residual(Rotation(size, seed) if size else None, str(known["reason"]))
 

@@ -263,13 +263,14 @@ def _chosen(layer: str, decided: Decided, option: Option | None) -> Chosen | Non
         return None
     decision = decided.decisions[layer]
     smoothing = decided.smoothings.get(layer)
+    rotation = decision.rotation or decided.folded.get(layer)
     return Chosen(
         decision.weight_format,
         decision.act_format,
         decision.quantizer,
         decision.rule,
         decision.act_rule,
-        0 if decision.rotation is None else decision.rotation.size,
+        0 if rotation is None else rotation.size,
         0 if option.solution is None else option.solution.taken,
         "" if smoothing is None else smoothing.method,
         decision.reason,

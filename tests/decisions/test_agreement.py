@@ -75,5 +75,8 @@ def test_the_artifact_computes_its_decisions(
             **CASES[case],
         )
     assert all(getattr(kept[0], name) for name in DECIDED.get(case, ()))
+    if case == "stretched":
+        scales = [weight().tensor_scale for weight in kept[0].weights.values()]
+        assert any(scale is not None and scale == np.float32(4 / 3) for scale in scales)
     assert found.output_db > SAME_ARITHMETIC
     assert found.worst_input[1] > SAME_ARITHMETIC, found.worst_input
