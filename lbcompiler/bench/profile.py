@@ -87,13 +87,15 @@ class _Describe:
             return _Call(call.name, first, 0, moved, None)
         n, rows = call.layer.shape[0], prod(result[:-1])
         k = prod(call.layer.shape[1:])
-        return _Call(call.name, (rows, k, n), 2 * rows * k * n, moved, self._ceiling(call.layer))
+        return _Call(
+            call.name, (rows, k, n), 2 * rows * k * n, moved, self._ceiling(call.layer, rows)
+        )
 
-    def _ceiling(self, layer: LayerRecord) -> str:
+    def _ceiling(self, layer: LayerRecord, rows: int) -> str:
         if self.is_on_gpu:
             return "bf16"
         formats = (FORMATS.get(layer.weight_format), FORMATS.get(layer.activation_format))
-        return ceiling_of(kernel_for(*formats, isa=isa_named(self.isa)))
+        return ceiling_of(kernel_for(*formats, isa=isa_named(self.isa)), rows)
 
 
 def _row(call: _Call, times: list[float], whole: float, ceilings: Mapping[str, float]) -> KernelRow:

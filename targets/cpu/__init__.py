@@ -22,7 +22,7 @@ from lbcompiler.targets.cpu.processor import processor
 
 
 def cpu(variant: str = "", results: Sequence[Source] = ()) -> tuple[Target, ...]:
-    """The one target for an ISA (`avx512_vnni`, `avx2`, `generic`), or for this machine.
+    """The one target for an ISA (`avx512_amx`, `avx512_vnni`, `avx2`, ...), or for this machine.
 
     `results` of `lbc tune` go before those that are shipped.
     """

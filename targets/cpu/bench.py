@@ -11,7 +11,7 @@ import tvm
 from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.targets.configs import Tuned
 from lbcompiler.targets.cpu.build import tir_pipeline
-from lbcompiler.targets.cpu.gemm import Config
+from lbcompiler.targets.cpu.gemm import SMALL_M, Config
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 
@@ -80,7 +80,7 @@ def timed_linear(
             quantize()
         gemm(*operands, *next(copies), y)
 
-    ceiling = ceiling_of(kernel)
+    ceiling = ceiling_of(kernel, m)
     return TimedLinear(kernel.name, run, quantize, nbytes, count, ceiling, chosen.source)
 
 
@@ -96,10 +96,10 @@ def _weights(weight: BlockFormat, n: int, k: int, rng: np.random.Generator) -> Q
     return Quantized(codes, scales, rows.tensor_scale)
 
 
-def ceiling_of(kernel: LinearKernel) -> str:
-    """The bound of `ceilings.py` that a kernel's arithmetic has."""
+def ceiling_of(kernel: LinearKernel, m: int) -> str:
+    """The bound of `ceilings.py` that a kernel's arithmetic has for m rows."""
     if kernel.is_integer:
-        return "dot"
+        return "tiles" if kernel.isa.has_tiles and m >= SMALL_M else "dot"
     return "bf16" if kernel.takes_pairs else "fma"
 
 

@@ -4,6 +4,7 @@ linear's speed is a share of.
 | ceiling | its kernel | unit |
 |---|---|---|
 | `dot` | int8 dot products between registers (`intrinsics.dot`) | GOP/s, 2 a product and sum |
+| `tiles` | AMX tiles of int8 (`amx.dot_int8`), where the ISA has them | GOP/s |
 | `bf16` | bfloat16 products between registers (`dot_bf16`), where the ISA has them | GFLOP/s |
 | `fma` | float32 FMAs between registers | GFLOP/s |
 | `read` | every byte of a buffer that no cache holds, once, some streams a thread | GB/s |
@@ -20,11 +21,13 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from lbcompiler.targets.cpu import dot_bf16
+from lbcompiler.targets.cpu import amx, dot_bf16
 from lbcompiler.targets.cpu.intrinsics import at, dot, fma, kernel, let, root_block, splat, wide
 from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.layout import COLUMNS
 
 CHAINS = {16: 20, 8: 8}  # independent sums by lanes: latency x throughput, within the registers
+TILES = 4  # independent sums of AMX tiles, as chains of vectors
 STEPS = 400_000  # about two milliseconds: starting the threads takes some ten microseconds
 READ_BYTES = 1 << 28  # far above any cache of these machines
 STREAMS = 2  # a thread reads at once: 3 % more than one, and more of them add nothing (Zen 5)
@@ -65,12 +68,18 @@ def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
     """
     peaks = _peaks(isa)
     functions = {name: _peak(isa, threads, peak) for name, peak in peaks.items()}
+    if isa.has_tiles:
+        functions["tiles"] = _tiles(threads)
     functions["read"] = _read(threads)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
     module = tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
-    return {"read": _read_ceiling(module["read"], threads)} | {
+    found = {"read": _read_ceiling(module["read"], threads)} | {
         name: _peak_ceiling(module[name], isa, threads, peak) for name, peak in peaks.items()
     }
+    if isa.has_tiles:
+        operations = 2.0 * threads * STEPS // TILES * TILES * amx.ROWS * COLUMNS * amx.ROW_BYTES
+        found["tiles"] = Ceiling(lambda: module["tiles"](), operations)
+    return found
 
 
 def _peaks(isa: Isa) -> dict[str, Peak]:
@@ -128,6 +137,21 @@ def _peak(isa: Isa, threads: int, peak: Peak) -> Any:
                     T.buffer_store(sums, peak.step(sums[slot], factor, other), [slot])
             for slot in slots:
                 T.buffer_store(out, sums[slot], [task, slot])
+    return builder.get()
+
+
+def _tiles(threads: int) -> Any:
+    """PrimFunc(): products of whole tiles of zeros, TILES independent sums, STEPS in all."""
+    with kernel() as builder, root_block():
+        amx.request()
+        with T.parallel(threads) as task:
+            IRBuilder.name("task", task)
+            amx.configure([(amx.ROWS, amx.ROW_BYTES)] * (TILES + 2))
+            with T.serial(STEPS // TILES) as i:
+                IRBuilder.name("step", i)
+                for total in range(TILES):
+                    amx.dot_int8(total, TILES, TILES + 1)
+            amx.release()
     return builder.get()
 
 

@@ -39,6 +39,7 @@ from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 
 FEW_GROUPS = 16  # column groups
+FEW_TASKS = 8
 SMALL_M = 16  # below: weights are read for little arithmetic
 
 
@@ -69,6 +70,10 @@ class Tile:
     @property
     def size(self) -> int:
         return self.rows * self.columns * COLUMNS
+
+    def lane(self, r: Expr, j: Expr) -> Expr:
+        """Where the sums of row r and column tile j begin: column tile after column tile."""
+        return (j * self.rows + r) * COLUMNS
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,18 @@ class Output:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task computes: `count` row tiles from `row(0)` on, `tile.columns` tiles of 16."""
+    """What a task computes: `count` row tiles from `row(0)` on, `tile.columns` tiles of 16.
+
+    `first` is the number of its first row tile. `held` float32 (row tiles, tile.size) are its sums:
+    those of a row tile as `Tile.lane` says.
+    """
 
     tile: Tile
     column: Expr
     count: Expr
     row: Callable[[Expr], Expr]
+    first: Expr
+    held: Any
 
 
 Add = Callable[[Place], None]  # emits the products of one panel, added to the sums of a place
@@ -118,14 +129,21 @@ EachTile = Callable[[Add], None]  # emits the loop over the task's row tiles aro
 Body = Callable[[Task, EachTile], None]  # emits all of K for a task
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Way:
-    """How `least` rows and more are computed: the register tile, the rows of a task, its inside."""
+    """How `least` rows and more are computed: the register tile, the rows of a task, its inside;
+    `before`: what is done once before all tasks.
+    """
 
     least: int
     tile: Tile
     chunk: int
     body: Body
+    before: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True)
@@ -174,11 +192,15 @@ def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
     tile = Tile(way.tile.rows, min(way.tile.columns, count))
     groups = -(-count // tile.columns)
     row_tiles = tirx.ceildiv(m, tile.rows)
-    if groups < FEW_GROUPS:  # rows have to busy the threads
+    if groups < FEW_GROUPS and not isa.has_tiles:  # rows have to busy the threads
         chunk = min(chunk, 64)
     most = max(1, chunk // tile.rows)
-    chunks = let(tirx.ceildiv(row_tiles, most))
+    chunks = tirx.ceildiv(row_tiles, most)
+    if isa.has_tiles:  # the same, where shorter chunks decode weights again
+        chunks = tirx.max(chunks, tirx.min(row_tiles, -(-FEW_TASKS // groups)))
+    chunks = let(chunks)
     height = let(tirx.ceildiv(row_tiles, tirx.max(chunks, 1)))  # all chunks about as large
+    way.before()
     with T.parallel(chunks * groups) as number:
         IRBuilder.name("task", number)
         first = let(number // groups * height)
@@ -188,8 +210,13 @@ def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
         def row(i: Expr) -> Expr:
             return let(tirx.min((first + i) * tile.rows, m - tile.rows))
 
-        task = Task(tile, column, let(tirx.min(height, row_tiles - first)), row)
-        lanes = [at(lane, isa.lanes) for lane in range(0, tile.size, isa.lanes)]
+        task = Task(tile, column, let(tirx.min(height, row_tiles - first)), row, first, held)
+        lanes = [
+            at(tile.lane(r, j) + v, isa.lanes)
+            for r in range(tile.rows)
+            for j in range(tile.columns)
+            for v in range(0, COLUMNS, isa.lanes)
+        ]
         with T.serial(task.count) as i:
             for lane in lanes:
                 T.buffer_store(held, splat(0.0, "float32", isa.lanes), [i, lane])
@@ -217,7 +244,7 @@ def _emit_output(isa: Isa, task: Task, held: Any, i: Expr, output: Output) -> No
         scale = _tensor_scale(output, row)
         for j in range(tile.columns):
             values = [
-                let(held[i, at((r * tile.columns + j) * COLUMNS + v, isa.lanes)])
+                let(held[i, at(tile.lane(r, j) + v, isa.lanes)])
                 for v in range(0, COLUMNS, isa.lanes)
             ]
             if ragged and j == tile.columns - 1:

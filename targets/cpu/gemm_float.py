@@ -56,14 +56,14 @@ from lbcompiler.targets.cpu.intrinsics import (
     shift_right,
     splat,
 )
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 
 FEW_DEPTH = 32  # k's of a panel for few rows: it only has to outlast its task's rows
 CHOICES = {
     **dict.fromkeys(
-        (AVX512_BF16, AVX512_VNNI),
+        (AVX512_AMX, AVX512_BF16, AVX512_VNNI),
         Choices(
             (2, 3, 4, 6, 8, 12),
             (1, 2, 3, 4, 6),

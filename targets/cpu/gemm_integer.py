@@ -19,7 +19,7 @@ the exponents stay small (`plain.ADDED`): a panel or a chunk of rows with one th
 larger, or with NaN, takes a second loop that multiplies.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -28,7 +28,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import decode
+from lbcompiler.targets.cpu import amx, decode
 from lbcompiler.targets.cpu.gemm import (
     SMALL_M,
     Choices,
@@ -42,13 +42,18 @@ from lbcompiler.targets.cpu.gemm import (
     emit_gemm,
     space,
 )
+from lbcompiler.targets.cpu.gemm_tiles import TileGemm, height_of
 from lbcompiler.targets.cpu.integer_products import Activations, Products, multiplier
 from lbcompiler.targets.cpu.integer_weights import DirectWeights, HeldWeights, Panel
 from lbcompiler.targets.cpu.intrinsics import Expr, dot_takes_unsigned, kernel, let, root_block
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
-from lbcompiler.targets.cpu.layout import row_stride
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
+from lbcompiler.targets.cpu.layout import row_stride, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
+from lbcompiler.targets.cpu.tile_activations import TileRows
 
+TILE_COLUMNS = (6, 7, 8, 9, 10)  # that make a column group with AMX
+TILE_CHUNKS = (128, 256, 384)
+TILE_CODES = 1 << 19  # of activations that are a chunk at most: 1 MiB of bfloat16
 HELD = 32  # k's whose weights are held in registers for few rows
 CHOICES = {
     **dict.fromkeys(
@@ -58,6 +63,11 @@ CHOICES = {
             (1, 2, 3, 4),
             Config(rows=4, columns=3, depth=512, chunk=256, few_columns=2, small_columns=1),
         ),
+    ),
+    AVX512_AMX: Choices(
+        (16, 32),
+        (3, 4, 6, 7, 8, 9, 10, 12, 16),
+        Config(rows=32, columns=8, depth=256, chunk=128, few_columns=2, small_columns=1),
     ),
     AVX2: Choices(
         (2, 4, 6),
@@ -92,8 +102,13 @@ class IntegerGemm:
 
     @property
     def adds_exponents(self) -> bool:
-        """Whether both scales are powers of two; `quantize` then flags rows that are not plain."""
+        """Whether both scales are powers of two, which are multiplied by adding exponents."""
         return self.weight.scale == self.act.scale == "e8m0"
+
+    @property
+    def has_flags(self) -> bool:
+        """Whether `quantize` flags rows whose scales are not plain."""
+        return self.adds_exponents or (self.isa.has_tiles and self.act.scale == "e8m0")
 
     @property
     def _is_unsigned(self) -> bool:
@@ -101,8 +116,16 @@ class IntegerGemm:
         return dot_takes_unsigned(self.isa, decode.unsigned_limit(self.weight.element), limit)
 
     def config(self, n: int, k: int) -> Config:
-        """The default for a shape."""
-        return CHOICES[self.isa].default
+        """The default for a shape; for AMX column groups that overlap little, and as many rows as
+        L2 has room for.
+        """
+        default = CHOICES[self.isa].default
+        if not self.isa.has_tiles:
+            return default
+        count = tiles(n)
+        widths = sorted(TILE_COLUMNS, key=lambda c: (-(-count // c) * c, abs(c - default.columns)))
+        fitting = [chunk for chunk in TILE_CHUNKS if chunk * k <= TILE_CODES]
+        return replace(default, columns=widths[0], chunk=max(fitting, default=default.chunk))
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
@@ -128,7 +151,7 @@ class IntegerGemm:
         a = T.arg("a", T.buffer((m, row_stride(blocks * self.block)), "int8"))
         a_scales = T.arg("a_scales", T.buffer((m, self.act.blocks(k)), "float32"))
         starts = T.arg("starts", T.buffer((m, blocks), "int32"))
-        flags = T.arg("flags", T.buffer((m, 1), "int32")) if self.adds_exponents else None
+        flags = T.arg("flags", T.buffer((m, 1), "int32")) if self.has_flags else None
         row_scales = w_tensor_scale = None
         if self.act.has_tensor_scale:
             row_scales = T.arg("row_scales", T.buffer((m, 1), "float32"))
@@ -156,12 +179,41 @@ class IntegerGemm:
         def many(task: Task, each_tile: EachTile) -> None:
             _emit_panels(task, each_tile, activations, direct, blocks, depth)
 
-        ways = [Way(SMALL_M, Tile(config.rows, config.columns), config.chunk, many)]
-        if config.rows > 1:  # the tile of one row has no tail
+        if self.isa.has_tiles:
+            ways = _tile_ways(m, activations, direct, blocks, depth, config)
+        else:
+            ways = [Way(SMALL_M, Tile(config.rows, config.columns), config.chunk, many)]
+        if ways[-1].tile.rows > 1:  # the tile of one row has no tail
             ways.append(Way(2, Tile(1, config.few_columns), SMALL_M, few))
             ways.append(Way(1, Tile(1, config.small_columns), 1, one))
         with root_block():
             emit_gemm(self.isa, m, Output(y, n, row_scales, w_tensor_scale, b, epilogue), ways)
+
+
+def _tile_ways(
+    m: Expr,
+    activations: Activations,
+    weights: DirectWeights,
+    blocks: int,
+    depth: int,
+    config: Config,
+) -> list[Way]:
+    """For SMALL_M rows and more, by AMX; register tiles of 32 rows and, for fewer, of 16."""
+
+    def way(height: int) -> Way:
+        gemm = TileGemm(activations, weights, blocks, max(2, depth // 2 * 2), height)
+        packed: list[TileRows] = []
+
+        def before() -> None:
+            amx.request()
+            packed.append(TileRows.pack(activations, m, blocks, height))
+
+        def body(task: Task, _each_tile: EachTile) -> None:
+            gemm.emit(packed[0], task)
+
+        return Way(height, Tile(height, config.columns), config.chunk, body, before)
+
+    return [way(height) for height in range(height_of(config.rows), 0, -SMALL_M)]
 
 
 def _emit_held(

@@ -4,20 +4,26 @@ parameter.
 Three are enough to reach what machines in use can do with an int8 dot product: `vpdpbusd` (four
 products a lane in one instruction), `vpmaddubsw` + `vpmaddwd` (the same in two, with a 16-bit step
 between), and plain widening integer arithmetic that every LLVM target has. A fourth adds to the
-first `vdpbf16ps`, for formats whose codes are no small integers. Sums are the same, bit for
-bit; an artifact names the one it needs. A target names a neutral processor model and
-no more features than its level has, so that code built on one machine runs on every other machine
-of that level.
+first `vdpbf16ps`, for formats whose codes are no small integers; a fifth has AMX beside it, for
+many rows of formats whose codes are. Sums are the same, bit for bit; an artifact names the one it
+needs. A target names a neutral processor model and no more features than its level has, so that
+code built on one machine runs on every other machine of that level.
 """
 
+import ctypes
 import platform
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tvm
 
 from lbcompiler.errors import ConfigError
+
+ARCH_PRCTL = 158  # the system call's number on x86-64
+REQUEST = 0x1023  # ARCH_REQ_XCOMP_PERM, Linux 5.16
+TILE_DATA = 18  # the state component that AMX tiles are
 
 _LEVEL_3 = frozenset(["avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"])
 _LEVEL_4 = _LEVEL_3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
@@ -55,8 +61,13 @@ class Isa:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether it multiplies pairs of bfloat16 (`dot_bf16`)."""
-        return "avx512_bf16" in self.requires
+        """Whether float kernels multiply pairs of bfloat16 (`dot_bf16`)."""
+        return "+avx512bf16" in self.attributes
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether it multiplies tiles of bfloat16 (`amx`)."""
+        return "+amx-bf16" in self.attributes
 
     def runs_on(self, host: "Isa") -> bool:
         """Whether a machine whose best is `host` can execute code compiled for this."""
@@ -72,9 +83,17 @@ AVX512_BF16 = Isa(
     "x86-64-v4",
     ("+avx512vnni", "+avx512bf16"),
 )
+AVX512_AMX = Isa(
+    "avx512_amx",
+    16,
+    4,
+    AVX512_BF16.requires | {"amx_tile", "amx_bf16", "amx_int8"},
+    "x86-64-v4",
+    ("+avx512vnni", "+amx-tile", "+amx-bf16", "+amx-int8"),
+)
 AVX2 = Isa("avx2", 8, 4, _LEVEL_3, "x86-64-v3")
 GENERIC = Isa("generic", 16, 1, frozenset())
-ISAS = (AVX512_BF16, AVX512_VNNI, AVX2, GENERIC)  # best first
+ISAS = (AVX512_AMX, AVX512_BF16, AVX512_VNNI, AVX2, GENERIC)  # best first
 
 
 def isa_named(name: str) -> Isa:
@@ -95,9 +114,20 @@ def host_flags() -> frozenset[str]:
 
 
 def detect() -> Isa:
-    """The best instruction set of this machine."""
+    """The best instruction set of this machine, with AMX where the system grants it."""
     flags = host_flags()
-    return next(isa for isa in ISAS if isa.requires <= flags)
+    return next(
+        isa for isa in ISAS if isa.requires <= flags and (not isa.has_tiles or tiles_are_granted())
+    )
+
+
+@cache
+def tiles_are_granted() -> bool:
+    """Whether Linux lets this process use AMX tiles: asked for as the kernels do (amx.py)."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return False
+    request = (ctypes.c_long(number) for number in (ARCH_PRCTL, REQUEST, TILE_DATA))
+    return bool(ctypes.CDLL(None).syscall(*request) == 0)
 
 
 def preferred() -> Isa:

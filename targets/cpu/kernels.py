@@ -79,7 +79,7 @@ class LinearKernel:
             return "float32"
         if not self.is_integer:
             return f"{self.act.name}_{'pairs' if self.takes_pairs else 'float'}"
-        flags = "_flags" if self._integer_gemm.adds_exponents else ""
+        flags = "_flags" if self._integer_gemm.has_flags else ""
         parts = (self.block, f"zero{self.zero_point}", f"over{self._weight_divisor}{flags}")
         return f"{self.act.name}_by{'_'.join(map(str, parts))}"
 
@@ -101,7 +101,7 @@ class LinearKernel:
             block=self.block,
             zero_point=self.zero_point,
             weight_divisor=self._weight_divisor,
-            has_flags=self._integer_gemm.adds_exponents,
+            has_flags=self._integer_gemm.has_flags,
         )
 
     def quantized_specs(self, k: int) -> list[Spec]:
@@ -114,7 +114,7 @@ class LinearKernel:
             return [((pair_stride(k),), "int32"), *(row_scales or scaled)]
         if not self.is_integer:
             return [((k,), "float32"), *row_scales]
-        flags: list[Spec] = [((1,), "int32")] if self._integer_gemm.adds_exponents else []
+        flags: list[Spec] = [((1,), "int32")] if self._integer_gemm.has_flags else []
         return [
             ((row_stride(padded(k, self.block)),), "int8"),
             ((self.act.blocks(k),), "float32"),

@@ -172,7 +172,7 @@ def integer_operands(kernel: LinearKernel, q: Quantized, x: Array | None = None)
     apart = np.full((len(values), row_stride(values.shape[1])), 77, np.int8)
     apart[:, : values.shape[1]] = values
     flags = []
-    if act.scale == weight.scale == "e8m0":
+    if act.scale == "e8m0" and (weight.scale == "e8m0" or kernel.isa.has_tiles):
         with np.errstate(all="ignore"):
             is_plain = (scales <= 2.0**plain.ADDED) & (scales >= 2.0**-plain.ADDED)
         flags.append((~is_plain.all(-1, keepdims=True)).astype(np.int32))

@@ -10,7 +10,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import ceilings, dot_bf16
 from lbcompiler.targets.cpu.intrinsics import at, kernel, root_block
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, GENERIC, Isa, detect
+from lbcompiler.targets.cpu.isa import AVX2, AVX512_BF16, GENERIC, Isa
 from tests.targets.cpu.reference import HERE
 
 
@@ -46,6 +46,8 @@ def test_every_ceiling_runs(isa: Isa, threads: int) -> None:
     wanted = {"read"} if isa is GENERIC else {"read", "dot", "fma"}
     if isa.has_bf16:
         wanted.add("bf16")
+    if isa.has_tiles:
+        wanted.add("tiles")
     assert set(found) == wanted
     for bound in found.values():
         bound.run()
@@ -63,7 +65,7 @@ def test_avx2_repeats_no_product() -> None:
     assert code.count("vpmaddubsw") == code.count("vpmaddwd") > 0
 
 
-@pytest.mark.skipif(not detect().has_bf16, reason="no bfloat16 dot product here")
+@pytest.mark.skipif(AVX512_BF16 not in HERE, reason="no bfloat16 dot product here")
 def test_dot_bf16_adds_both_products() -> None:
     with kernel() as builder:
         x = T.arg("x", T.buffer((2, 16), "int32"))

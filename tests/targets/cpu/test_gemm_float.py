@@ -5,7 +5,7 @@ import pytest
 
 from lbcompiler.formats import FORMATS, Quantized
 from lbcompiler.targets.cpu.gemm import Config
-from lbcompiler.targets.cpu.isa import detect
+from lbcompiler.targets.cpu.isa import AVX512_BF16
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import (
     HERE,
@@ -80,7 +80,7 @@ def near_the_limit(fmt, n: int, k: int, exponents: tuple[int, int], rng) -> Quan
     return Quantized(drawn, scales, rows)
 
 
-@pytest.mark.skipif(not detect().has_bf16, reason="no bfloat16 dot product here")
+@pytest.mark.skipif(AVX512_BF16 not in HERE, reason="no bfloat16 dot product here")
 @pytest.mark.parametrize("exponents", [(-41, -39), (39, 41), (-62, -58), (0, 3)])
 @pytest.mark.parametrize(
     ("weight", "act"),
@@ -94,7 +94,7 @@ def near_the_limit(fmt, n: int, k: int, exponents: tuple[int, int], rng) -> Quan
     ],
 )
 def test_pairs_of_bfloat16_at_the_limit_of_plain_scales(weight, act, exponents) -> None:
-    kernel = kernel_for(FORMATS[weight], FORMATS[act], detect())
+    kernel = kernel_for(FORMATS[weight], FORMATS[act], AVX512_BF16)
     rng = np.random.default_rng(0)
     m, n, k = 9, 48, 77
     x = near_the_limit(kernel.act, m, k, exponents, rng)
@@ -102,6 +102,6 @@ def test_pairs_of_bfloat16_at_the_limit_of_plain_scales(weight, act, exponents) 
     if w.tensor_scale is not None:
         w = Quantized(w.codes, w.scales, np.asarray(0.5, np.float32))
     config = Config(rows=4, columns=1, depth=64, chunk=8, few_columns=2, small_columns=1)
-    module = compiled(detect(), gemm=kernel.gemm(n, k, bias=False, config=config))
+    module = compiled(AVX512_BF16, gemm=kernel.gemm(n, k, bias=False, config=config))
     y = multiply(kernel, module["gemm"], pair_operands(kernel, x), w)
     np.testing.assert_array_equal(y, linear_of(kernel, x, w))

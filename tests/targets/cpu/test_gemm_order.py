@@ -23,6 +23,7 @@ PAIRS = [("mxint8", "mxint8"), ("mxfp4", "mxfp4"), ("nvfp4", "nvfp4"), ("nvfp4",
 PAIRS += [("mxfp6", "nvint4"), ("mxint8", "mxfp6"), ("mxfp4", "mxfp8"), ("mxfp8", "nvfp4")]
 PAIRS += [("mxfp6_e3m2", "mxfp8_e5m2"), ("mxint4", None), (None, None)]
 THREADS = (1, 2, 3)
+TILES = Config(rows=32, columns=3, depth=64, chunk=64, few_columns=2, small_columns=1)
 LOW = Config(rows=4, columns=2, depth=64, chunk=24, few_columns=2, small_columns=2)
 
 sizes = st.one_of(st.integers(1, MOST), st.sampled_from([1, 15, 16, 17, MOST - 1, MOST]))

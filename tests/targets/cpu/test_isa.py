@@ -6,6 +6,7 @@ from lbcompiler.errors import ConfigError
 from lbcompiler.targets.cpu import isa
 from lbcompiler.targets.cpu.isa import (
     AVX2,
+    AVX512_AMX,
     AVX512_BF16,
     AVX512_VNNI,
     GENERIC,
@@ -51,6 +52,18 @@ def test_pairs_of_bfloat16_are_not_preferred_where_they_are_slow(
     monkeypatch.setattr(isa, "_host", fields.__getitem__)
     assert detect() is AVX512_BF16
     assert preferred() is wanted
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_tiles_are_taken_where_the_system_grants_them(
+    is_granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"vendor_id": "GenuineIntel", "flags": " ".join(AVX512_AMX.requires)}
+    monkeypatch.setattr(isa, "_host", fields.__getitem__)
+    monkeypatch.setattr(isa, "tiles_are_granted", lambda: is_granted)
+    assert detect() is (AVX512_AMX if is_granted else AVX512_BF16)
+    assert preferred() is (AVX512_AMX if is_granted else AVX512_VNNI)
+    assert AVX512_BF16.runs_on(detect())
 
 
 def test_a_target_is_neutral_of_the_machine_it_is_made_on() -> None:
