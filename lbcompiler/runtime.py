@@ -249,6 +249,12 @@ class Program:
                 )
             arrays[name] = as_numpy(feeds[name], name)
             self._check(port, arrays[name], sizes)
+            if not (self._on_host or arrays[name].size or name in self._states):
+                got = "x".join(map(str, arrays[name].shape))
+                raise InputError(  # TVM would launch one block, which writes where nothing is
+                    f"input {name!r} has shape {got}, and a GPU has no kernels for nothing: leave "
+                    "out the call"
+                )
         return arrays, {name: size for name, (size, _) in sizes.items()}
 
     def _check(self, port: PortRecord, array: Array, sizes: dict[str, tuple[int, str]]) -> None:
