@@ -14,6 +14,7 @@
 struct Function {
   int (*launch)(const unsigned*, size_t, void**);
   const size_t* sizes;  // of the arguments; 0 ends them
+  size_t shared = 48 << 10;  // dynamic, until more is asked for
 };
 struct Launch {  // that a graph holds
   Function* function;
@@ -40,10 +41,20 @@ CUresult cuDriverGetVersion(int* version) {
 CUresult cuDeviceGetName(char* name, int length, CUdevice) {
   return snprintf(name, length, "Emulated GPU"), CUDA_SUCCESS;
 }
-CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice) {
+static void capability(int& major, int& minor) {
   const char* text = getenv("FAKE_CUDA_CAPABILITY");
-  int major = 8, minor = 0;
+  major = 8, minor = 0;
   if (text) sscanf(text, "%d.%d", &major, &minor);
+}
+static int most_shared() {  // of a block; CUDA C++ Programming Guide, technical specifications
+  int major, minor;
+  capability(major, minor);
+  if (major == 9 || major == 10) return 227 << 10;
+  return (major == 8 && minor == 0 ? 163 : 99) << 10;
+}
+CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice) {
+  int major, minor;
+  capability(major, minor);
   *value = which == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? major : minor;
   return CUDA_SUCCESS;
 }
@@ -69,7 +80,16 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
   *function = CUfunction(new Function{(int (*)(const unsigned*, size_t, void**))launch, sizes()});
   return CUDA_SUCCESS;
 }
-CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
+CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute which, int value) {
+  if (which != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
+  if (value > most_shared()) return CUDA_ERROR_INVALID_VALUE;
+  return ((Function*)f)->shared = value, CUDA_SUCCESS;
+}
+static bool is_taken(const unsigned* s, size_t shared, const Function* f) {  // as by any GPU
+  bool has_threads = s[3] && s[4] && s[5] && size_t(s[3]) * s[4] * s[5] <= 1024 && s[5] <= 64;
+  bool has_blocks = s[0] && s[1] && s[2] && s[0] < 1u << 31 && s[1] < 1 << 16 && s[2] < 1 << 16;
+  return has_threads && has_blocks && shared <= f->shared;
+}
 CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** arguments, void**) {
   unsigned sizes[] = {c->gridDimX,  c->gridDimY,  c->gridDimZ,
                       c->blockDimX, c->blockDimY, c->blockDimZ};
@@ -77,6 +97,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
   if (!spoiled) spoiled = number("FAKE_CUDA_LAUNCH", 0);
   if (spoiled) return CUresult(spoiled);
   auto function = (Function*)f;
+  if (!is_taken(sizes, c->sharedMemBytes, function)) return CUDA_ERROR_INVALID_VALUE;
   if (captured) {
     if (c->hStream != capturing) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;  // as with a GPU
     Launch held{function, {}, c->sharedMemBytes, {}};
