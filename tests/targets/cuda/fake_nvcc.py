@@ -89,9 +89,11 @@ def move(made: str, folder: Path) -> None:
         kept = Path(f"{made}.kept")
         Path(made).rename(kept)
         Path(made).mkdir()  # for the context that removes it
-        if folder.exists():
-            return
-        kept.rename(folder)
+        try:
+            kept.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
 
 
 def _headers() -> list[bytes]:
