@@ -27,7 +27,7 @@ from lbcompiler.devices import Gpu, Host, Place, failure, is_device_failure
 from lbcompiler.errors import ArtifactError, InputError
 from lbcompiler.ir.model import Array
 from lbcompiler.session import Session
-from lbcompiler.targets.cpu.isa import detect, isa_named
+from lbcompiler.targets.cpu.isa import detect, isa_named, obstacle
 from lbcompiler.targets.cpu.threads import set_threads
 from lbcompiler.tensors import as_numpy
 from lbcompiler.weights_file import map_weights
@@ -304,9 +304,9 @@ def _isa_for(artifact: Artifact) -> str:
         raise ArtifactError(
             f"{artifact.path} is for target {target.name!r}, which this runtime does not run"
         )
-    if not isa_named(target.isa).runs_on(detect()):
+    if reason := obstacle(isa_named(target.isa)):
         raise ArtifactError(
-            f"{artifact.path} was compiled for {target.isa}, which this machine lacks: compile it "
+            f"{artifact.path} was compiled for {target.isa}, {reason}: compile it "
             f"with --target cpu:{detect().name}"
         )
     return target.isa

@@ -39,7 +39,6 @@ from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 
 FEW_GROUPS = 16  # column groups
-FEW_TASKS = 8
 SMALL_M = 16  # below: weights are read for little arithmetic
 
 
@@ -136,7 +135,8 @@ def _nothing() -> None:
 @dataclass(frozen=True)
 class Way:
     """How `least` rows and more are computed: the register tile, the rows of a task, its inside;
-    `before`: what is done once before all tasks.
+    `before`: what is done once before all tasks; tasks: how many there are to be where rows allow,
+    0 for short chunks where there are few columns.
     """
 
     least: int
@@ -144,6 +144,7 @@ class Way:
     chunk: int
     body: Body
     before: Callable[[], None] = _nothing
+    tasks: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,19 +188,24 @@ def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
             emit_gemm(isa, m, output, others)
 
 
+def row_tiles_of_chunk(row_tiles: Expr, most: int, chunks: int) -> Expr:
+    """At most `most`, and few enough for so many chunks where there are as many row tiles; 1 or
+    more. All chunks are about as large, and none that starts before the end is empty.
+    """
+    wanted = tirx.max(tirx.ceildiv(row_tiles, most), tirx.min(row_tiles, chunks))
+    return tirx.max(tirx.ceildiv(row_tiles, tirx.max(wanted, 1)), 1)
+
+
 def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
     count, chunk = tiles(output.n), way.chunk
     tile = Tile(way.tile.rows, min(way.tile.columns, count))
     groups = -(-count // tile.columns)
     row_tiles = tirx.ceildiv(m, tile.rows)
-    if groups < FEW_GROUPS and not isa.has_tiles:  # rows have to busy the threads
+    if groups < FEW_GROUPS and not way.tasks:  # rows have to busy the threads
         chunk = min(chunk, 64)
     most = max(1, chunk // tile.rows)
-    chunks = tirx.ceildiv(row_tiles, most)
-    if isa.has_tiles:  # the same, where shorter chunks decode weights again
-        chunks = tirx.max(chunks, tirx.min(row_tiles, -(-FEW_TASKS // groups)))
-    chunks = let(chunks)
-    height = let(tirx.ceildiv(row_tiles, tirx.max(chunks, 1)))  # all chunks about as large
+    height = let(row_tiles_of_chunk(row_tiles, most, -(-way.tasks // groups)))
+    chunks = let(tirx.ceildiv(row_tiles, height))
     way.before()
     with T.parallel(chunks * groups) as number:
         IRBuilder.name("task", number)

@@ -54,6 +54,7 @@ from lbcompiler.targets.cpu.tile_activations import TileRows
 TILE_COLUMNS = (6, 7, 8, 9, 10)  # that make a column group with AMX
 TILE_CHUNKS = (128, 256, 384)
 TILE_CODES = 1 << 19  # of activations that are a chunk at most: 1 MiB of bfloat16
+TASKS = 8  # with AMX, where rows allow: more would decode weights again
 HELD = 32  # k's whose weights are held in registers for few rows
 CHOICES = {
     **dict.fromkeys(
@@ -211,7 +212,8 @@ def _tile_ways(
         def body(task: Task, _each_tile: EachTile) -> None:
             gemm.emit(packed[0], task)
 
-        return Way(height, Tile(height, config.columns), config.chunk, body, before)
+        tile = Tile(height, config.columns)
+        return Way(height, tile, config.chunk, body, before, TASKS)
 
     return [way(height) for height in range(height_of(config.rows), 0, -SMALL_M)]
 

@@ -121,6 +121,17 @@ def detect() -> Isa:
     )
 
 
+def obstacle(isa: Isa) -> str:
+    """Why this machine cannot run code for `isa`, "" where it can. The system is asked for tiles,
+    which makes the signal frames of the process larger, by code that has tiles alone.
+    """
+    if not isa.requires <= host_flags():
+        return "which this machine lacks"
+    if isa.has_tiles and not tiles_are_granted():
+        return "whose AMX tiles the system does not grant to this process"
+    return ""
+
+
 @cache
 def tiles_are_granted() -> bool:
     """Whether Linux lets this process use AMX tiles: asked for as the kernels do (amx.py)."""

@@ -3,12 +3,24 @@
 import numpy as np
 import pytest
 from scipy.special import erf
+from tvm import tirx
 
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cpu.gemm import Config
+from lbcompiler.targets.cpu.gemm import Config, row_tiles_of_chunk
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import HERE, compiled, linear, run
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 7])
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 4, 8])
+def test_no_chunk_is_empty_or_too_large(most, wanted) -> None:
+    for row_tiles in range(40):
+        height = int(row_tiles_of_chunk(tirx.const(row_tiles, "int64"), most, wanted))
+        chunks = -(-row_tiles // height)
+        assert 1 <= height <= most
+        assert row_tiles == 0 or (chunks - 1) * height < row_tiles
+        assert chunks >= min(row_tiles, wanted) / 2
 
 
 @pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)

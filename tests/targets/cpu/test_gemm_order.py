@@ -90,6 +90,7 @@ def operands(m: int, n: int, k: int, is_plain: bool) -> tuple[Array, Array, Arra
 @example(ISAS[-1], PAIRS[2], LOW, [MOST, 15, 1], MOST, MOST, True, True)
 @example(HERE[0], PAIRS[1], LOW, [MOST, 16, 2], MOST, MOST, False, True)
 @example(HERE[0], PAIRS[0], LOW, [MOST, 15, 4], MOST, MOST, True, False)
+@example(HERE[0], PAIRS[0], TILES, [MOST, 129, 16], MOST, 160, True, True)
 @example(HERE[0], ("mxfp8", "mxfp8"), LOW, [MOST, 15, 3], MOST, MOST, True, True)
 def test_one_result(isa, pair, config, heights, k, n, has_bias, is_plain) -> None:
     kernel = kernel_for(both(pair[0]), both(pair[1]), isa)

@@ -77,17 +77,22 @@ def test_one_result(weight, act, config, heights, k, n, is_plain) -> None:
 
 
 @has_tiles
+@pytest.mark.parametrize("is_plain", [False, True])
 @pytest.mark.parametrize(
     ("weight", "act"), [*zip(INTEGER, INTEGER, strict=True), ("mxfp4", "nvint4")]
 )
-def test_every_code_and_scale_byte(weight, act) -> None:
+def test_every_code_and_scale_byte(weight, act, is_plain) -> None:
+    """Scales that are plain leave all tasks to tiles, others none where they are powers of two."""
     m, n, k = 17, 37, 77
     kernel = kernel_for(FORMATS[weight], FORMATS[act], AVX512_AMX)
     module = compiled(AVX512_AMX, gemm=kernel.gemm(n, k, bias=False, config=SMALL))
     x = np.random.default_rng(0).standard_normal((m, k)).astype(np.float32)
     x[1] = np.where(x[1] > 0, kernel.act.element.max, -kernel.act.element.max)
-    x[2, 40] = np.nan
+    if not is_plain:
+        x[2, 40] = np.nan
     w, q = any_weight(kernel.weight, n, k, 0), kernel.act.quantize(x, per_row=True)
+    if is_plain and kernel.weight.scale == "e8m0":
+        w.scales[:] = np.random.default_rng(1).integers(127 - 40, 127 + 41, w.scales.shape)
     y = multiply(kernel, module["gemm"], integer_operands(kernel, q), w)
     np.testing.assert_array_equal(y, linear_of(kernel, q, w))
     assert np.isfinite(y[3:]).mean() > 0.4
@@ -104,15 +109,16 @@ def test_scales_at_the_limit_of_plain_ones(name, exponents) -> None:
     module = compiled(AVX512_AMX, gemm=kernel.gemm(n, k, bias=False, config=SMALL))
     rng = np.random.default_rng(0)
 
-    def drawn(rows: int):
+    def drawn(rows: int, raised: int = 0):
         q = any_weight(fmt, rows, k, 1)
         q.codes[:] = fmt.element.encode(rng.choice([fmt.element.max, -fmt.element.max], (rows, k)))
         q.codes[::2] = fmt.element.encode(np.float32(1 / (fmt.element.integer_multiplier or 1)))
-        low, high = (127 + e for e in exponents)
+        low, high = (127 + e + raised for e in exponents)
         q.scales[:] = rng.integers(low, high + 1, q.scales.shape)
         return q
 
-    w, q = drawn(n), drawn(m)
+    divided = int(fmt.element.integer_multiplier or 1) ** 2  # what activations' scales are
+    w, q = drawn(n), drawn(m, divided.bit_length() - 1)
     y = multiply(kernel, module["gemm"], integer_operands(kernel, q), w)
     np.testing.assert_array_equal(y, linear_of(kernel, q, w))
 

@@ -15,6 +15,7 @@ from lbcompiler.targets.cpu.isa import (
     detect,
     host_flags,
     isa_named,
+    obstacle,
     preferred,
 )
 
@@ -64,6 +65,18 @@ def test_tiles_are_taken_where_the_system_grants_them(
     assert detect() is (AVX512_AMX if is_granted else AVX512_BF16)
     assert preferred() is (AVX512_AMX if is_granted else AVX512_VNNI)
     assert AVX512_BF16.runs_on(detect())
+    assert ("does not grant" in obstacle(AVX512_AMX)) is not is_granted
+
+
+def test_tiles_are_asked_for_by_code_that_has_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> bool:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(isa, "_host", lambda field: " ".join(AVX512_AMX.requires))
+    monkeypatch.setattr(isa, "tiles_are_granted", asked)
+    assert obstacle(AVX512_VNNI) == ""
+    with pytest.raises(AssertionError, match="asked"):
+        obstacle(AVX512_AMX)
 
 
 def test_a_target_is_neutral_of_the_machine_it_is_made_on() -> None:
