@@ -10,6 +10,7 @@
 With `--json` the error is also the one JSON object on stdout: `{"error": {"kind", "message"}}`.
 """
 
+import os
 import sys
 import threading
 import traceback
@@ -69,12 +70,25 @@ class Verb(TyperCommand):
         if _is_debugging(ctx):
             traceback.print_exc()
         paragraph = " ".join(message.split())
-        if ctx.params.get("as_json"):
-            from lbcompiler.cli_show import print_json
+        try:
+            if ctx.params.get("as_json"):
+                from lbcompiler.cli_show import print_json
 
-            print_json({"error": {"kind": kind, "message": paragraph}})
+                print_json({"error": {"kind": kind, "message": paragraph}})
+            sys.stdout.flush()
+        except OSError:
+            _drop_stdout()
         print(f"error: {paragraph}", file=sys.stderr)
         return typer.Exit(code)
+
+
+def _drop_stdout() -> None:
+    """What it cannot write is lost: the interpreter would try again at its end, and leave with its
+    own code.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _is_debugging(ctx: typer.Context) -> bool:

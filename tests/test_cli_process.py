@@ -193,10 +193,11 @@ def test_a_closed_pipe_is_left_in_silence() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_one_paragraph() -> None:
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_is_one_paragraph(options: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "lbcompiler", "formats"],
+            [sys.executable, "-m", "lbcompiler", "formats", *options],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

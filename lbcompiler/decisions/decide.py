@@ -57,7 +57,6 @@ from lbcompiler.passes.rotate_residual import RotateResidual, stream_of
 from lbcompiler.passes.smooth import Smooth
 from lbcompiler.passes.split_outliers import can_reorder
 from lbcompiler.pipeline import Progress, run
-from lbcompiler.quantizers import QUANTIZERS
 from lbcompiler.smoothing import Rounding
 
 JUDGED = 4  # batches that plans are measured on
@@ -149,8 +148,6 @@ class _Decider:
         smoothed_for = self.pairs[0] if config.smooth == "auto" else None
         decided = [asdict(self.options), sorted(chosen), config.act_format, smoothed_for]
         decided += [self.pairs[0], "residual"] if config.rotate_residual == "auto" else []
-        scaled = [name for name in formats if name in QUANTIZERS[self.options.quantizer].scales]
-        decided += [["scaled", *scaled]] if scaled else []
         self.key = [*self.data_key, *decided]
         self.store = CandidateStore(state, f"candidates-{_digest(self.key)}")
         self.smoothings: dict[str, Smoothing] = {}

@@ -126,7 +126,7 @@ def test_scales_at_the_limit_of_plain_ones(name, exponents) -> None:
 @pytest.mark.parametrize("name", ["mxint8", "nvfp4"])
 @pytest.mark.parametrize("rows", [16, 32])
 def test_sums_stay_in_registers(name, rows) -> None:
-    """Between two tile products of the loop there are FMAs, and stores of few rows."""
+    """Between two tile products there are FMAs, and stores of few rows but where a tile ends."""
     kernel = kernel_for(FORMATS[name], FORMATS[name], AVX512_AMX)
     config = Config(rows, columns=4, depth=512, chunk=64, few_columns=1, small_columns=1)
     code = compiled(AVX512_AMX, gemm=kernel.gemm(64, 1024, bias=False, config=config))
@@ -137,7 +137,7 @@ def test_sums_stay_in_registers(name, rows) -> None:
     full = [step for step in steps if sum("vfmadd" in line for line in step) == 16]
     assert len(full) >= rows // 4 - 1
     stores = [sum("vmovups\t%zmm" in line for line in step) for step in full]
-    assert min(stores) <= 4
+    assert sum(count > 4 for count in stores) <= 1
 
 
 @pytest.mark.parametrize(("rows", "height"), [(1, 16), (16, 16), (17, 32), (32, 32), (99, 32)])
