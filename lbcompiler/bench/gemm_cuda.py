@@ -5,14 +5,12 @@ Everything is recorded once and then takes turns in shuffled rounds, timed by CU
 are cold up to 16 rows, as in a model that is larger than the L2 cache.
 """
 
-import random
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lbcompiler.bench.gemm import GemmRow, PeerSpeed
 from lbcompiler.bench.peers_cuda import PEERS, check_peers, cublas_bf16, peers
-from lbcompiler.bench.timing import ROUNDS, Progress, silent
+from lbcompiler.bench.timing import ROUNDS, Progress, medians, silent
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.errors import LbcError
 from lbcompiler.formats import BlockFormat
@@ -20,15 +18,13 @@ from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cuda import tuned_for
 from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import FEW_ROWS, timed_linear
-from lbcompiler.targets.cuda.ceilings import copies
+from lbcompiler.targets.cuda.ceilings import copies, copy_rate
 from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.targets.cuda.machine import gpu_for
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
-Within = Callable[[int, int], None]  # (rounds done, of how many)
-
 PEAK = (4096, 8192, 8192)  # M, K, N of the product that stands for the bfloat16 peak
-OURS, QUANTIZE, PEAK_NAME, COPY = "ours", "quantize", "bf16 peak", "copy "
+OURS, QUANTIZE, PEAK_NAME = "ours", "quantize", "bf16 peak"
 
 
 def bench_gemm_cuda(
@@ -60,7 +56,7 @@ def bench_gemm_cuda(
         for shape in shapes:
             stage = f"{weight.name} {'x'.join(map(str, shape))}"
 
-            def within(done: int, total: int, stage: str = stage) -> None:
+            def within(_stage: str, done: int, total: int, stage: str = stage) -> None:
                 progress(stage, done, total)
 
             rows.append(bench.row(weight, act, shape, within))
@@ -68,31 +64,22 @@ def bench_gemm_cuda(
 
 
 def interleaved(
-    clock: Clock, work: Mapping[str, Recorded], rounds: int, progress: Within
+    clock: Clock, work: Mapping[str, Recorded], rounds: int, progress: Progress = silent
 ) -> dict[str, float]:
-    """Median seconds of one call of each, over rounds that visit all of them in shuffled order."""
-    order, shuffle = list(work), random.Random(0)
-    samples: dict[str, list[float]] = {name: [] for name in work}
-    for done in range(rounds):
-        progress(done, rounds)
-        shuffle.shuffle(order)
-        for name in order:
-            samples[name].append(clock.seconds(work[name]))
-    progress(rounds, rounds)
-    return {name: statistics.median(taken) for name, taken in samples.items()}
+    """Median seconds of one call of each."""
+    return medians(work, lambda name: clock.seconds(work[name]), rounds, progress=progress)
 
 
 def rates_of(arch: str, rounds: int = ROUNDS) -> dict[str, float]:
     """`copy` in GB/s, and `bf16` in GOP/s where there is cuBLAS, of the GPU that is in use."""
     clock = Clock()
     bounds, moved, _ = _ceilings(arch_named(arch), clock)
-    took = interleaved(clock, bounds, rounds, lambda _done, _total: None)
+    took = interleaved(clock, bounds, rounds)
     return _rates(took, moved)
 
 
 def _rates(took: Mapping[str, float], copied_bytes: int) -> dict[str, float]:
-    copies = [seconds for name, seconds in took.items() if name.startswith(COPY)]
-    rates = {"copy": copied_bytes / min(copies) * 1e-9}
+    rates = {"copy": copy_rate(took, copied_bytes) * 1e-9}
     if PEAK_NAME in took:
         m, k, n = PEAK
         rates["bf16"] = 2e-9 * m * k * n / took[PEAK_NAME]
@@ -101,8 +88,7 @@ def _rates(took: Mapping[str, float], copied_bytes: int) -> dict[str, float]:
 
 def _ceilings(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int, dict[str, str]]:
     """(what is recorded of them, the bytes that a copy moves, why there is no peak)."""
-    ways, moved = copies(arch, clock)
-    bounds = {COPY + name: recorded for name, recorded in ways.items()}
+    bounds, moved = copies(arch, clock)
     missing: dict[str, str] = {}
     try:
         bounds[PEAK_NAME] = cublas_bf16(PEAK, 0, clock)
@@ -128,9 +114,9 @@ class _Bench:
         weight: BlockFormat,
         act: BlockFormat | None,
         shape: Shape,
-        progress: Within,
+        progress: Progress,
     ) -> GemmRow:
-        progress(0, self.rounds)
+        progress("", 0, self.rounds)
         m, k, n = shape
         cold = 0 if self.hot or m > FEW_ROWS else self.clock.cold_bytes
         linear = timed_linear(weight, act, self.arch, shape, cold, self.tuned, self.clock)

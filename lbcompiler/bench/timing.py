@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Work = Callable[[], Any]
@@ -34,15 +34,32 @@ def interleaved(
     """
     for call in work.values():
         call()  # warm: caches, lazily started threads
-    order, shuffle = list(work), random.Random(0)
-    samples: dict[str, list[float]] = {name: [] for name in work}
+
+    def visit(name: str) -> float:
+        _wait_for_quiet()
+        return _visit(work[name], visit_s)
+
+    return medians(work, visit, rounds, limit_s, progress)
+
+
+def medians(
+    names: Iterable[str],
+    visit: Callable[[str], float],
+    rounds: int = ROUNDS,
+    limit_s: float = float("inf"),
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Of what `visit` measures of each name, over rounds that visit all of them in shuffled order
+    and end early once `limit_s` have passed.
+    """
+    order, shuffle = list(names), random.Random(0)
+    samples: dict[str, list[float]] = {name: [] for name in order}
     end = time.perf_counter() + limit_s
     for done in range(rounds):
         progress("time", done, rounds)
         shuffle.shuffle(order)
         for name in order:
-            _wait_for_quiet()
-            samples[name].append(_visit(work[name], visit_s))
+            samples[name].append(visit(name))
         if time.perf_counter() > end:
             break
     progress("time", rounds, rounds)

@@ -1,5 +1,6 @@
 """What this GPU's memory reaches: bytes copied within it, read and written both counted."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import tvm
@@ -25,16 +26,24 @@ _COPY = (
 )
 
 
+COPY = "copy "
+
+
 def copies(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int]:
     """(ways to copy, the bytes that one moves): a kernel, and the driver's own copy."""
     count = max(1, COPY_BYTES // PIECE)
     module = Library.of({"copy": _copy(count)}, arch).load()
     x, y = (tvm.runtime.empty((count * PIECE,), "uint8", clock.device) for _ in range(2))
     ways = {
-        "kernel": visit(clock, lambda: module["copy"](x, y)),
-        "driver": visit(clock, lambda: clock.copy(y, x, count * PIECE)),
+        COPY + "kernel": visit(clock, lambda: module["copy"](x, y)),
+        COPY + "driver": visit(clock, lambda: clock.copy(y, x, count * PIECE)),
     }
     return ways, 2 * count * PIECE
+
+
+def copy_rate(took: Mapping[str, float], moved: int) -> float:
+    """Bytes a second of the faster way, `took` being the seconds of each among others."""
+    return moved / min(seconds for name, seconds in took.items() if name.startswith(COPY))
 
 
 def _copy(count: int) -> Any:

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.attention_fused import attention_kernel
 from tests.gpu.built import Loaded
-from tests.gpu.check import Arrays, Figures
+from tests.gpu.check import Arrays, Figures, OfArch
 from tests.gpu.kernels import within
 from tests.targets.cuda.attention_cases import (
     CASES,
@@ -24,16 +23,12 @@ BOUND = 4 * TOLERANCE  # as the emulator's: exp of both is within two units in t
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(OfArch):
     """`few` None: with the way for a few queries, which takes keys in parts; False: without."""
 
     case: str
     arch_name: str
     few: bool | None = None
-
-    @property
-    def arch(self) -> Arch:
-        return arch_named(self.arch_name)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from lbcompiler.targets.cuda.arch import Arch, arch_named
+
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 Figures = dict[str, Any]
@@ -20,6 +22,16 @@ class WrongError(Exception):
 
 class MissingError(Exception):
     """Something that a check needs is not on this machine."""
+
+
+class OfArch:
+    """A dataclass whose field `arch_name` says what it is compiled for."""
+
+    arch_name: str
+
+    @property
+    def arch(self) -> Arch:
+        return arch_named(self.arch_name)
 
 
 class Check(Protocol):

@@ -13,12 +13,11 @@ import numpy as np
 
 from lbcompiler.epilogues import EPILOGUES
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import exact_rows, rule_of
 from lbcompiler.targets.cuda.kernels import Config, LinearKernel, kernel_for
 from lbcompiler.targets.cuda.layout import DEPTH, depths
 from tests.gpu.built import Loaded
-from tests.gpu.check import Array, Arrays, Figures, WrongError
+from tests.gpu.check import Array, Arrays, Figures, OfArch, WrongError
 from tests.gpu.kernels import every_bit, within
 from tests.targets.cuda.reference import activation_operands, products, rows_of
 
@@ -39,7 +38,7 @@ def gemms(
 
 
 @dataclass(frozen=True)
-class Gemm:
+class Gemm(OfArch):
     """`rows`: the M's, of one program; `config`: fields other than the default's. With
     `gelu`, whose erf is not numpy's, only normal numbers are multiplied.
     """
@@ -52,10 +51,6 @@ class Gemm:
     k: int
     config: tuple[tuple[str, int], ...] = ()
     epilogue: str = "none"
-
-    @property
-    def arch(self) -> Arch:
-        return arch_named(self.arch_name)
 
     @property
     def kernel(self) -> LinearKernel:

@@ -41,6 +41,10 @@ class KernelCheck(Protocol):
     def judge(self, outputs: Arrays) -> Figures:
         """Raises WrongError."""
 
+
+class EmulatedCheck(KernelCheck, Protocol):
+    """One that the emulator can referee."""
+
     def same(self, ours: Arrays, emulated: Arrays) -> Figures:
         """The GPU's outputs against the emulator's. Raises WrongError."""
 
@@ -68,7 +72,7 @@ class AgainstNumpy:
 class AgainstEmulator:
     """The same host code and the same CUDA text on this GPU and in the emulator."""
 
-    of: KernelCheck
+    of: EmulatedCheck
 
     @property
     def name(self) -> str:
@@ -104,7 +108,7 @@ class AgainstEmulator:
         return self.of.same(self.of.outputs(built.Loaded(folder)), emulated)
 
 
-def emulate(check: KernelCheck, folder: Path) -> None:
+def emulate(check: EmulatedCheck, folder: Path) -> None:
     """The other half of `AgainstEmulator`, in a process that sees the emulated GPU."""
     from lbcompiler.targets.cuda.machine import gpu_for
 

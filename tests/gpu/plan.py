@@ -10,7 +10,7 @@ from lbcompiler.targets.cuda.arch import ARCHS
 from tests.gpu.attention import Attention
 from tests.gpu.check import Check
 from tests.gpu.gemm import Gemm, gemms
-from tests.gpu.kernels import AgainstEmulator, AgainstNumpy, KernelCheck
+from tests.gpu.kernels import AgainstEmulator, AgainstNumpy, EmulatedCheck, KernelCheck
 from tests.gpu.models import FORMAT, Model
 from tests.gpu.prologue import Prologued
 from tests.gpu.quantize import Decode, Quantize
@@ -59,7 +59,7 @@ def plan(options: Options) -> list[Check]:
     return list({check.name: check for check in wanted}.values())
 
 
-def kernel_checks() -> dict[str, KernelCheck]:
+def kernel_checks() -> dict[str, EmulatedCheck]:
     """Those that can be compared with the emulator, by name, whatever the options."""
     return {
         check.name: check
@@ -90,7 +90,7 @@ def _all(options: Options) -> Iterator[Check]:
         yield from _tiny_lm(arch, options.is_small)
 
 
-def _core(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[KernelCheck]:
+def _core(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[EmulatedCheck]:
     """What everything else stands on."""
     for name in FIRST:
         yield from gemms(name, name, arch, *sizes)
@@ -101,7 +101,7 @@ def _core(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[Kernel
     yield Quantize(None, arch, None, *QUANTIZED)
 
 
-def _gemms(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[KernelCheck]:
+def _gemms(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[EmulatedCheck]:
     for name in FORMATS:
         yield from gemms(name, name, arch, *sizes)
         yield from gemms(name, None, arch, *sizes)
@@ -111,7 +111,7 @@ def _gemms(arch: str, sizes: tuple[tuple[int, ...], int, int]) -> Iterator[Kerne
         yield replace(gemm, epilogue="gelu")
 
 
-def _staying(name: str, arch: str, n: int, k: int) -> Iterator[KernelCheck]:
+def _staying(name: str, arch: str, n: int, k: int) -> Iterator[EmulatedCheck]:
     """Blocks that stay for several shares: with as many as the GPU has, no shape here has two."""
     gemm = Gemm(name, name, arch, (300,), n, k, (("blocks", 3), ("group", 2)))
     if gemm.program_of(300) == "wide":
@@ -128,7 +128,7 @@ def _quantizations(arch: str) -> Iterator[KernelCheck]:
             yield Prologued(name, arch, replace(prologue, rotation=ROTATED), QUANTIZED[1])
 
 
-def _others(arch: str) -> Iterator[KernelCheck]:
+def _others(arch: str) -> Iterator[EmulatedCheck]:
     for case in CASES:
         yield Attention(case, arch)
         yield Attention(case, arch, few=False)

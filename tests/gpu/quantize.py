@@ -10,21 +10,20 @@ import numpy as np
 from lbcompiler.formats import FORMATS, decode_scales
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cuda import layout_tcgen05
-from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import rotated_quantize, rule_of
 from lbcompiler.targets.cuda.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cuda.layout_native import rows_of_bytes, rows_of_scales
 from lbcompiler.targets.cuda.native_kernel import NativeKernel
 from lbcompiler.targets.cuda.tcgen05_kernel import Tcgen05Kernel
 from tests.gpu.built import Loaded
-from tests.gpu.check import Array, Arrays, Figures
+from tests.gpu.check import Array, Arrays, Figures, OfArch
 from tests.gpu.kernels import every_bit
 from tests.targets.cuda.decoding import decoding, every_pair, exact, operands
 from tests.targets.cuda.reference import activation_operands, to_bfloat16
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(OfArch):
     """`act` None splits rows into two bfloat16. K in multiples of the rotation's size."""
 
     act: str | None
@@ -32,10 +31,6 @@ class Quantize:
     rotation: Rotation | None
     rows: int
     k: int
-
-    @property
-    def arch(self) -> Arch:
-        return arch_named(self.arch_name)
 
     @property
     def kernel(self) -> LinearKernel:
@@ -104,15 +99,11 @@ def _readable(kernel: LinearKernel, operands: list[Array], rows: int, k: int) ->
 
 
 @dataclass(frozen=True)
-class Decode:
+class Decode(OfArch):
     """Device functions that make bfloat16 of codes and scales."""
 
     fmt: str
     arch_name: str
-
-    @property
-    def arch(self) -> Arch:
-        return arch_named(self.arch_name)
 
     @property
     def name(self) -> str:

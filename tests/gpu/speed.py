@@ -13,7 +13,6 @@ from lbcompiler.formats import FORMATS
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.configs import Shape
 from lbcompiler.targets.cuda import tuned_for
-from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import (
     FEW_ROWS,
     SAMPLE_ROWS,
@@ -27,11 +26,11 @@ from lbcompiler.targets.cuda.bench import (
     timed_linear,
     timed_quantize,
 )
-from lbcompiler.targets.cuda.ceilings import copies
+from lbcompiler.targets.cuda.ceilings import COPY, copies, copy_rate
 from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.targets.cuda.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cuda.library import Library
-from tests.gpu.check import Figures
+from tests.gpu.check import Figures, OfArch
 from tests.gpu.gemm import TRUNCATION, behind_the_sum, exact_product
 from tests.gpu.kernels import within
 
@@ -40,7 +39,7 @@ OF_COPY, OF_CUBLAS = 0.8, 0.7  # the shares to be reached
 
 
 @dataclass(frozen=True)
-class GemmSpeed:
+class GemmSpeed(OfArch):
     """Up to 16 rows: bytes of packed weights a second against a copy within the GPU; above:
     operations a second against cuBLAS in bfloat16, at the same shape. `reached` counts the whole
     linear, as `lbc bench gemm` does: quantization is in its time.
@@ -52,10 +51,6 @@ class GemmSpeed:
     shape: Shape
 
     is_measure = True
-
-    @property
-    def arch(self) -> Arch:
-        return arch_named(self.arch_name)
 
     @property
     def name(self) -> str:
@@ -76,18 +71,18 @@ class GemmSpeed:
         linear = timed_linear(*self._formats, self.arch, self.shape, cold, tuned, clock)
         work = {"gemm": linear.gemm, "whole": linear.whole}
         others, missing, moved = self._others(clock, cold)
-        took = interleaved(clock, work | others, ROUNDS, lambda _done, _total: None)
+        took = interleaved(clock, work | others, ROUNDS)
         figures: Figures = {
             "gemm_ms": took["gemm"] * 1e3,
             "with_quantization_ms": took["whole"] * 1e3,
             "whole_numbers": share_of_bound or "every bit",
             "config": linear.config_source,
             "is_graph": linear.gemm.is_graph,
-            **{f"{name}_ms": took[name] * 1e3 for name in others if not name.startswith("copy")},
+            **{f"{name}_ms": took[name] * 1e3 for name in others if not name.startswith(COPY)},
             **{name: f"not measured ({reason})" for name, reason in missing.items()},
         }
         if is_few:
-            copy = max(moved / took[name] for name in others if name.startswith("copy"))
+            copy = copy_rate(took, moved)
             rate, whole = (linear.weight_bytes / took[name] for name in ("gemm", "whole"))
             figures |= {"weight_gb_s": rate * 1e-9, "copy_gb_s": copy * 1e-9, "of": "copy"}
             shares = {"share": rate / copy, "share_with_quantization": whole / copy}
@@ -128,8 +123,7 @@ class GemmSpeed:
 
     def _others(self, clock: Clock, cold: int) -> tuple[dict[str, Recorded], dict[str, str], int]:
         """(what is timed beside it, why others are not, bytes that a copy moves)."""
-        ways, moved = copies(self.arch, clock)
-        found = {f"copy {name}": recorded for name, recorded in ways.items()}
+        found, moved = copies(self.arch, clock)
         others, missing = peers(("torch",), self.shape, cold, clock)
         try:
             found["cublas_bf16"] = cublas_bf16(self.shape, cold, clock)
@@ -143,7 +137,7 @@ class GemmSpeed:
 
 
 @dataclass(frozen=True)
-class QuantizeSpeed:
+class QuantizeSpeed(OfArch):
     """Bytes read and written against a copy within the GPU."""
 
     act: str
@@ -152,10 +146,6 @@ class QuantizeSpeed:
     shape: tuple[int, int]
 
     is_measure = True
-
-    @property
-    def arch(self) -> Arch:
-        return arch_named(self.arch_name)
 
     @property
     def name(self) -> str:
@@ -171,10 +161,8 @@ class QuantizeSpeed:
         fmt = FORMATS[self.act]
         recorded, size = timed_quantize(fmt, self.arch, self.shape, self.rotation, clock)
         ways, moved = copies(self.arch, clock)
-        took = interleaved(
-            clock, {"quantize": recorded, **ways}, ROUNDS, lambda _done, _total: None
-        )
-        copy = max(moved / took[name] for name in ways)
+        took = interleaved(clock, {"quantize": recorded, **ways}, ROUNDS)
+        copy = copy_rate(took, moved)
         rate = size / took["quantize"]
         return {
             "ms": took["quantize"] * 1e3,
