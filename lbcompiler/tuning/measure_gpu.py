@@ -15,14 +15,12 @@ from lbcompiler.errors import ConfigError, never_freed
 from lbcompiler.targets.cuda.bench import (
     FEW_ROWS,
     Linear,
-    bytes_of,
-    copied,
-    copies_of,
+    copies_for,
     exact_rows,
+    functions_of,
     packed_weights,
     quantized_rows,
     results_for,
-    rule_of,
     visit,
 )
 from lbcompiler.targets.cuda.clock import Clock, Recorded
@@ -41,18 +39,12 @@ class GpuBench(ComparingBench):
         self.reason = ""  # why nothing runs any more
         m, k, n = work.shape
         kernel, rng = work.kernel, np.random.default_rng(0)
-        functions = {
-            "gemm": kernel.gemm(n, k, bias=False, config=work.default),
-            "quantize": kernel.quantize(k, rule_of(kernel)),
-        }
-        module = machine.load(library(kernel, **functions))
+        module = machine.load(library(kernel, **functions_of(kernel, n, k, work.default)))
         linear = Linear(kernel, m, k, n, module, clock)
         self.exact = [*quantized_rows(linear, exact_rows(m, k)), *packed_weights(linear, None)]
         self.rows = quantized_rows(linear, rng.standard_normal((m, k), np.float32))
-        packed = packed_weights(linear, rng)
         cold = clock.cold_bytes if m <= FEW_ROWS else 0
-        count = copies_of(sum(map(bytes_of, packed)), cold)
-        self.copies = [packed, *(copied(packed) for _ in range(count - 1))]
+        self.copies = copies_for(packed_weights(linear, rng), cold)
         self.results = results_for(kernel, m, n, work.default)
         self.default = module["gemm"]
         self.expected, self.time_default = self._of(module, work.default)

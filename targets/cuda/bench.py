@@ -71,16 +71,13 @@ def timed_linear(
     m, k, n = shape
     kernel, rng = kernel_for(weight, act, arch), np.random.default_rng(0)
     chosen = tuned.choose(kernel, n, k)
-    functions = {
-        "gemm": kernel.gemm(n, k, bias=False, config=chosen.config),
-        "quantize": kernel.quantize(k, rule_of(kernel)),
-    }
-    linear = Linear(kernel, m, k, n, Library.of(functions, arch).load(), clock)
+    library = Library.of(functions_of(kernel, n, k, chosen.config), arch)
+    linear = Linear(kernel, m, k, n, library.load(), clock)
     x = uploaded(rng.standard_normal((m, k), np.float32))
     operands, packed = quantized_rows(linear, x), packed_weights(linear, rng)
     size = sum(map(bytes_of, packed))
-    count = copies_of(size, cold)
-    turns = cycle([packed, *(copied(packed) for _ in range(count - 1))])
+    several = copies_for(packed, cold)
+    count, turns = len(several), cycle(several)
     results = results_for(kernel, m, n, chosen.config)
     first, second = linear.module["quantize"], linear.module["gemm"]
 
@@ -111,11 +108,18 @@ def timed_quantize(
     x = uploaded(np.random.default_rng(0).standard_normal((m, k), np.float32))
     operands = [tvm.runtime.empty(s, d, clock.device) for s, d in kernel.quantized_shapes(m, k)]
     held = [x, *operands]
-    size = sum(map(bytes_of, held))
-    count = copies_of(size, clock.cold_bytes)
-    turns = cycle([held, *(copied(held) for _ in range(count - 1))])
-    function = module["q"]
-    return visit(clock, lambda: function(*next(turns)), count), size
+    several = copies_for(held, clock.cold_bytes)
+    turns, function = cycle(several), module["q"]
+    recorded = visit(clock, lambda: function(*next(turns)), len(several))
+    return recorded, sum(map(bytes_of, held))
+
+
+def functions_of(kernel: LinearKernel, n: int, k: int, config: Any) -> dict[str, Any]:
+    """The PrimFuncs `gemm` and `quantize` of a linear."""
+    return {
+        "gemm": kernel.gemm(n, k, bias=False, config=config),
+        "quantize": kernel.quantize(k, rule_of(kernel)),
+    }
 
 
 def rotated_quantize(kernel: LinearKernel, k: int, rotation: Rotation | None) -> Any:
@@ -183,7 +187,13 @@ def uploaded(array: Array) -> Any:
     return tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0))
 
 
-def copied(tensors: list[Any]) -> list[Any]:
+def copies_for(tensors: list[Any], cold: int) -> list[list[Any]]:
+    """The tensors and as many copies of them as make `cold` bytes."""
+    count = copies_of(sum(map(bytes_of, tensors)), cold)
+    return [tensors, *(_copied(tensors) for _ in range(count - 1))]
+
+
+def _copied(tensors: list[Any]) -> list[Any]:
     """The same again, elsewhere."""
     copies = [tvm.runtime.empty(tuple(t.shape), str(t.dtype), tvm.cuda(0)) for t in tensors]
     for tensor, copy in zip(tensors, copies, strict=True):

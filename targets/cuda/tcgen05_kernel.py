@@ -19,8 +19,8 @@ from lbcompiler.targets.cuda.native_kernel import NativeKernel
 from lbcompiler.targets.cuda.output import Output
 from lbcompiler.targets.cuda.quantize import PLAIN
 from lbcompiler.targets.cuda.quantize_native import NativeQuantizer
+from lbcompiler.targets.cuda.split import FEW
 
-FEW = 16
 DEEPEST = 8  # ring
 
 

@@ -18,11 +18,11 @@ from lbcompiler.targets.cuda.bench import (
     SAMPLE_ROWS,
     Linear,
     exact_rows,
+    functions_of,
     packed_weights,
     quantized_rows,
     results_for,
     rotated_quantize,
-    rule_of,
     timed_linear,
     timed_quantize,
 )
@@ -115,11 +115,7 @@ class GemmSpeed(OfArch):
 
     def _library(self, kernel: LinearKernel, config: Any) -> Library:
         _, k, n = self.shape
-        functions = {
-            "gemm": kernel.gemm(n, k, bias=False, config=config),
-            "quantize": kernel.quantize(k, rule_of(kernel)),
-        }
-        return Library.of(functions, self.arch)
+        return Library.of(functions_of(kernel, n, k, config), self.arch)
 
     def _others(self, clock: Clock, cold: int) -> tuple[dict[str, Recorded], dict[str, str], int]:
         """(what is timed beside it, why others are not, bytes that a copy moves)."""
