@@ -27,6 +27,19 @@ def kernel() -> Iterator[Any]:
         yield builder
 
 
+def by_rows(m: Expr, *ways: tuple[int | None, Callable[[], None]]) -> None:
+    """The first way whose rows are m or more; None, the last way's, is any number."""
+    (most, emit), *others = ways
+    if not others:
+        emit()
+        return
+    with T.If(m <= most):
+        with T.Then():
+            emit()
+        with T.Else():
+            by_rows(m, *others)
+
+
 @contextmanager
 def launch(grid: Sequence[Expr], threads: int) -> Iterator[tuple[list[Expr], Expr]]:
     """One kernel launch: (block index of each dimension, int32; thread index)."""

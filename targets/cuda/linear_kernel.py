@@ -16,10 +16,10 @@ from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cuda.arch import Arch
-from lbcompiler.targets.cuda.gemm_few import Few, emit_few
+from lbcompiler.targets.cuda.gemm_few import EIGHT, Few, emit_few
 from lbcompiler.targets.cuda.gemm_mma import ROW_BYTES, Activations, Tiling, emit_gemm
 from lbcompiler.targets.cuda.gemm_wgmma import Wide, emit_wide
-from lbcompiler.targets.cuda.intrinsics import kernel
+from lbcompiler.targets.cuda.intrinsics import by_rows, kernel
 from lbcompiler.targets.cuda.layout import (
     DEPTH,
     Array,
@@ -157,15 +157,17 @@ class LinearKernel:
             has_scale = self.weight.has_tensor_scale
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
             few, some = chosen.split.declare(n)
-            with T.If(m <= 8):
-                with T.Then():
-                    emit_few(Few(8, chosen.few_warps, chosen.few_stages), x, weights, output, few)
-                with T.Else(), T.If(m <= FEW):
-                    with T.Then():
-                        wide_few = Few(FEW, chosen.few_warps, chosen.few_stages)
-                        emit_few(wide_few, x, weights, output, few)
-                    with T.Else():
-                        self._emit_many(chosen, x, weights, output, some)
+
+            def emit_up_to(rows: int) -> None:
+                shape = Few(rows, chosen.few_warps, chosen.few_stages)
+                emit_few(shape, x, weights, output, few)
+
+            by_rows(
+                m,
+                (EIGHT, lambda: emit_up_to(EIGHT)),
+                (FEW, lambda: emit_up_to(FEW)),
+                (None, lambda: self._emit_many(chosen, x, weights, output, some)),
+            )
             chosen.split.combine(few, some, output)
         return builder.get()
 
@@ -175,14 +177,15 @@ class LinearKernel:
         if not self.has_wgmma and parts is None:
             emit_gemm(config.tiling, x, weights, output)
             return
-        with T.If(x.m <= config.rows):
-            with T.Then():
-                emit_gemm(config.tiling, x, weights, output, parts)
-            with T.Else():
-                if self.has_wgmma:
-                    emit_wide(config.wide, x, weights, output)
-                else:
-                    emit_gemm(config.tiling, x, weights, output)
+
+        def emit_more() -> None:
+            if self.has_wgmma:
+                emit_wide(config.wide, x, weights, output)
+            else:
+                emit_gemm(config.tiling, x, weights, output)
+
+        some = (config.rows, lambda: emit_gemm(config.tiling, x, weights, output, parts))
+        by_rows(x.m, some, (None, emit_more))
 
     def scratch(self, n: int, config: Config) -> list[Spec]:
         """Of the results behind y, which nobody reads: room for the sums of a K in parts."""

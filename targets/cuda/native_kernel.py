@@ -1,17 +1,17 @@
 """A linear whose codes and scales the tensor cores multiply as they are (layout_native.py)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script import builder as T
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.cuda.gemm_mma import Tiling
 from lbcompiler.targets.cuda.gemm_native import NativeRows, NativeWeights, emit_native
-from lbcompiler.targets.cuda.intrinsics import kernel
+from lbcompiler.targets.cuda.intrinsics import by_rows, kernel
 from lbcompiler.targets.cuda.layout import Array, tiles
 from lbcompiler.targets.cuda.layout_native import (
     EIGHT_BIT,
@@ -81,18 +81,11 @@ class NativeKernel(LinearKernel):
             has_scale = self.weight.has_tensor_scale
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
             few, some = chosen.split.declare(n)
-            with T.If(m <= FEW):
-                with T.Then():
-                    emit_native(_few(chosen), x, weights, output, few)
-                with T.Else():
-                    if some is None:
-                        emit_native(chosen.tiling, x, weights, output)
-                    else:
-                        with T.If(m <= chosen.rows):
-                            with T.Then():
-                                emit_native(chosen.tiling, x, weights, output, some)
-                            with T.Else():
-                                emit_native(chosen.tiling, x, weights, output)
+            ways = [(FEW, partial(emit_native, _few(chosen), x, weights, output, few))]
+            if some is not None:
+                split = partial(emit_native, chosen.tiling, x, weights, output, some)
+                ways.append((chosen.rows, split))
+            by_rows(m, *ways, (None, partial(emit_native, chosen.tiling, x, weights, output)))
             chosen.split.combine(few, some, output)
         return builder.get()
 

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cuda.gemm_tcgen05 import Tiled, Tokens, emit_tcgen05
-from lbcompiler.targets.cuda.intrinsics import kernel
+from lbcompiler.targets.cuda.intrinsics import by_rows, kernel
 from lbcompiler.targets.cuda.layout import Array
 from lbcompiler.targets.cuda.layout_native import ROW, Pair, rows_of_bytes
 from lbcompiler.targets.cuda.layout_tcgen05 import ATOM, GROUP, atoms, pack_scales, pair_of
@@ -70,14 +69,12 @@ class Tcgen05Kernel(NativeKernel):
             row_scales = self._row_scales(m)
             weights = Tiled.declare("w", pair, n, k)
             output = Output.declare(m, n, row_scales, has_scale, bias, epilogue)
-            with T.If(m <= few.count):
-                with T.Then():
-                    emit_tcgen05(few, x, weights, output)
-                with T.Else(), T.If(m <= some.count):
-                    with T.Then():
-                        emit_tcgen05(some, x, weights, output)
-                    with T.Else():
-                        emit_tcgen05(many, x, weights, output)
+            by_rows(
+                m,
+                (few.count, lambda: emit_tcgen05(few, x, weights, output)),
+                (some.count, lambda: emit_tcgen05(some, x, weights, output)),
+                (None, lambda: emit_tcgen05(many, x, weights, output)),
+            )
         return builder.get()
 
     def default_config(self, n: int, k: int) -> Config:
