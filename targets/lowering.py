@@ -10,9 +10,10 @@ from tvm import relax
 
 from lbcompiler.formats import format_named
 from lbcompiler.ir import ops
-from lbcompiler.ir.model import Layer
+from lbcompiler.ir.model import Layer, Model
 from lbcompiler.ir.prologue import Prologue, prologue_of
-from lbcompiler.ir.rewrite import Scope, bindings
+from lbcompiler.ir.rewrite import Scope, bindings, rewrite
+from lbcompiler.targets.configs import Tuned, fields_of
 
 KernelFor = Callable[..., Any]
 ANALYZER = tvm.sym.Analyzer()
@@ -25,14 +26,82 @@ class Lowering(ABC):
     """
 
     def __init__(
-        self, kernel_for: KernelFor, layers: dict[str, Layer], readers: dict[Any, Any]
+        self,
+        kernel_for: KernelFor,
+        tuned: Tuned,
+        layers: dict[str, Layer],
+        readers: dict[Any, Any],
     ) -> None:
         self.kernel_for = kernel_for
+        self.tuned = tuned
         self.layers = layers
         self.readers = readers
         self.functions: dict[tuple[Any, ...], Any] = {}
         self.quantized: dict[tuple[Any, ...], list[Any]] = {}
         self.fused: dict[Any, Any] = {}
+
+    @classmethod
+    def apply(cls, model: Model, kernel_for: KernelFor, tuned: Tuned) -> Model:
+        """The model with all its linears lowered."""
+        lowering = cls(kernel_for, tuned, dict(model.layers), first_readers(model.module))
+        module = rewrite(model.module, lowering.visit)
+        return replace(model, module=module, layers=lowering.layers)
+
+    def visit(self, call: Any, scope: Scope) -> Any:
+        """For `rewrite`: a linear or a fused quantize becomes calls of kernels."""
+        if call.op == ops.FUSED_QUANTIZE:
+            return self.fused_quantize(call, scope)
+        if call.op != ops.LINEAR:
+            return None
+        activation, packed, bias = ops.linear_operands(call)
+        kernel = self.kernel_for(*ops.linear_formats(call))
+        source = self.fused.get(activation[0])
+        if source is None:
+            source = quantize_of(activation, scope)
+        x = activation[0] if source is None else source.args[0]
+        *lead, k = x.ty.shape.values
+        n, k, epilogue = int(call.attrs["n"]), int(k), str(call.attrs["epilogue"])
+        if source is not None and source.op == ops.FUSED_QUANTIZE:
+            operands = self.operands_of(kernel, source, scope)
+        else:
+            rule = None if source is None else str(source.attrs["scale_rule"])
+            operands = self.activation_operands(kernel, x, k, rule, scope)
+        chosen = self.tuned.choose(kernel, n, k)
+        layer = str(call.attrs["layer"])
+        self.layers[layer] = replace(
+            self.layers[layer], config=fields_of(chosen.config), config_source=chosen.source
+        )
+        has_bias = bias is not None
+        options = {"bias": has_bias, "epilogue": epilogue, "config": chosen.config}
+        key = ("gemm", kernel.name, n, k, *self.bias_key(has_bias), epilogue)
+        gemm = self.function(key, lambda: kernel.gemm(n, k, **options), scope)
+        weights = [*packed, *([bias] if has_bias else [])]
+        scratch = self.scratch(kernel, n, chosen.config)
+        return product_of(gemm, operands, weights, lead, n, scope, scratch)
+
+    @abstractmethod
+    def activation_operands(
+        self, kernel: Any, x: Any, k: int, rule: str | None, scope: Scope
+    ) -> list[Any]:
+        """What the GEMM reads of x (.., k), quantized by the scale rule; None: x is float."""
+
+    @abstractmethod
+    def bias_key(self, has_bias: bool) -> tuple[Any, ...]:
+        """The part of a GEMM's name that says whether it adds a bias."""
+
+    def scratch(self, _kernel: Any, _n: int, _config: Any) -> list[Any]:
+        """The types of a GEMM's results behind y, which nobody reads."""
+        return []
+
+    def function(self, key: tuple[Any, ...], build: Callable[[], Any], scope: Scope) -> Any:
+        """The GlobalVar of what is built, once for a key; None where nothing is."""
+        if key not in self.functions:
+            built = build()
+            if built is not None:
+                name = "_".join(str(part) for part in key if not isinstance(part, Prologue))
+                built = scope.builder.add_func(built, name)
+            self.functions[key] = built
+        return self.functions[key]
 
     @abstractmethod
     def run_prologue(

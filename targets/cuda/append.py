@@ -8,7 +8,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu.legalization import Builder, integers
-from lbcompiler.targets.cuda.lower import OPAQUE
+from lbcompiler.targets.cuda.intrinsics import OPAQUE
 
 Expr = Any
 

@@ -17,13 +17,14 @@ from tvm.tirx.script import builder as T
 
 Expr = Any  # a tvm.tirx expression; TVM ships no type stubs
 WARP = 32
+OPAQUE = 8  # kOpaque of TVM's op_attr_types.h: not to be fused with anything
 
 
 @contextmanager
 def kernel() -> Iterator[Any]:
     """A builder within a TIRx PrimFunc that passes of Relax leave alone."""
     with IRBuilder() as builder, T.prim_func(s_tir=False):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": OPAQUE})
         yield builder
 
 

@@ -10,6 +10,7 @@ from lbcompiler.formats import Quantized
 from lbcompiler.targets.configs import Program
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.elementwise import ACTIVATIONS
+from lbcompiler.targets.cuda.intrinsics import OPAQUE
 
 Array = Any
 Spec = tuple[tuple[int, ...], str]
@@ -56,7 +57,9 @@ class FloatLinear:
 
         if bias or epilogue != "none":
             y = te.compute((m, n), finished, "y")
-        return te.create_prim_func([x, w, *([b] if bias else []), y], index_dtype_override="int64")
+        arguments = [x, w, *([b] if bias else []), y]
+        func = te.create_prim_func(arguments, index_dtype_override="int64")
+        return func.with_attr("op_pattern", OPAQUE)
 
     def default_config(self, n: int, k: int) -> NoConfig:
         return NoConfig()
