@@ -4,7 +4,7 @@ All that is timed takes turns (`timing.interleaved`). At M below 16 a linear rea
 for little arithmetic: they are cold then, as in a model that is larger than the caches.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,45 @@ class GemmRow:
     peers: dict[str, PeerSpeed]
     missing: dict[str, str] = field(default_factory=dict)  # the reason of a peer that could not
     is_graph: bool = False  # a GPU's launches were captured: nothing but its own gaps is timed
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        formats: tuple[BlockFormat, BlockFormat | None],
+        linear: Any,
+        cold: int,
+        calls: Mapping[str, float],
+        peak: float | None,
+        dram: float,
+        **told: Any,
+    ) -> "GemmRow":
+        """linear: the `TimedLinear` of a target; calls: seconds of one call of OURS, of QUANTIZE
+        where there is one, and of each peer; peak: GOP/s; dram: GB/s; told: the other fields.
+        """
+        (m, k, n), (weight, act), seconds = shape, formats, calls[OURS]
+        operations, weight_rate = 2e-9 * m * k * n, linear.weight_bytes / seconds * 1e-9
+        return cls(
+            shape=shape,
+            format=weight.name,
+            act_format=WEIGHT_ONLY if act is None else act.name,
+            config_source=linear.config_source,
+            cold=0 < cold <= linear.weight_bytes * linear.copies,
+            ms=seconds * 1e3,
+            quantize_ms=calls.get(QUANTIZE, 0.0) * 1e3,
+            gops=operations / seconds,
+            ceiling_gops=peak,
+            ceiling_share=None if peak is None else operations / seconds / peak,
+            weight_gb_s=weight_rate,
+            dram_gb_s=dram,
+            dram_share=weight_rate / dram,
+            peers={
+                name: PeerSpeed(call * 1e3, operations / call, call / seconds)
+                for name, call in calls.items()
+                if name not in (OURS, QUANTIZE)
+            },
+            **told,
+        )
 
 
 def bench_gemm(
@@ -115,8 +154,7 @@ class _Bench:
         progress: Progress,
     ) -> GemmRow:
         progress("", 0, self.rounds)
-        m, k, n = shape
-        cold = 0 if self.hot or m >= SMALL_M else COLD_BYTES
+        cold = 0 if self.hot or shape[0] >= SMALL_M else COLD_BYTES
         linear = timed_linear(weight, act, self.isa, shape, cold, self.tuned)
         others = peers(self.peer_names, weight.element.bits, shape, self.threads, cold)
         needed = {linear.ceiling, "read"} & bounds.keys()
@@ -127,29 +165,17 @@ class _Bench:
         work |= {name: peer.run for name, peer in others.items()}
         took = interleaved(work, self.rounds, progress=progress)
         rate = {name: bounds[name].amount / took[CEILING + name] * 1e-9 for name in needed}
-        calls = {name: took[name] / peer.calls for name, peer in others.items()}
-        operations, seconds = 2e-9 * m * k * n, took[OURS]
-        ceiling = rate.get(linear.ceiling)
-        weight_rate = linear.weight_bytes / seconds * 1e-9
-        return GemmRow(
-            shape=shape,
-            format=weight.name,
-            act_format=WEIGHT_ONLY if act is None else act.name,
+        calls = {name: took[name] for name in (OURS, QUANTIZE) if name in took}
+        calls |= {name: took[name] / peer.calls for name, peer in others.items()}
+        return GemmRow.of(
+            shape,
+            (weight, act),
+            linear,
+            cold,
+            calls,
+            rate.get(linear.ceiling),
+            rate["read"],
             isa=self.isa.name,
-            config_source=linear.config_source,
             threads=self.threads,
-            cold=0 < cold <= linear.weight_bytes * linear.copies,
-            ms=seconds * 1e3,
-            quantize_ms=took.get(QUANTIZE, 0.0) * 1e3,
-            gops=operations / seconds,
             ceiling=linear.ceiling,
-            ceiling_gops=ceiling,
-            ceiling_share=None if ceiling is None else operations / seconds / ceiling,
-            weight_gb_s=weight_rate,
-            dram_gb_s=rate["read"],
-            dram_share=weight_rate / rate["read"],
-            peers={
-                name: PeerSpeed(call * 1e3, operations / call, call / seconds)
-                for name, call in calls.items()
-            },
         )

@@ -8,10 +8,9 @@ are cold up to 16 rows, as in a model that is larger than the L2 cache.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lbcompiler.bench.gemm import GemmRow, PeerSpeed
+from lbcompiler.bench.gemm import OURS, QUANTIZE, GemmRow
 from lbcompiler.bench.peers_cuda import PEERS, check_peers, cublas_bf16, peers
 from lbcompiler.bench.timing import ROUNDS, Progress, medians, silent
-from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.errors import LbcError
 from lbcompiler.formats import BlockFormat
 from lbcompiler.targets.configs import Shape, Tuned
@@ -24,7 +23,7 @@ from lbcompiler.targets.cuda.machine import gpu_for
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
 PEAK = (4096, 8192, 8192)  # M, K, N of the product that stands for the bfloat16 peak
-OURS, QUANTIZE, PEAK_NAME = "ours", "quantize", "bf16 peak"
+PEAK_NAME = "bf16 peak"
 
 
 def bench_gemm_cuda(
@@ -117,37 +116,23 @@ class _Bench:
         progress: Progress,
     ) -> GemmRow:
         progress("", 0, self.rounds)
-        m, k, n = shape
-        cold = 0 if self.hot or m > FEW_ROWS else self.clock.cold_bytes
+        cold = 0 if self.hot or shape[0] > FEW_ROWS else self.clock.cold_bytes
         linear = timed_linear(weight, act, self.arch, shape, cold, self.tuned, self.clock)
         others, missing = peers(self.peer_names, shape, cold, self.clock)
         work = {OURS: linear.whole, QUANTIZE: linear.quantize, **self.bounds, **others}
         took = interleaved(self.clock, work, self.rounds, progress)
-        operations, seconds = 2e-9 * m * k * n, took[OURS]
         rates = _rates(took, self.copied_bytes)
-        copy, peak = rates["copy"], rates.get("bf16")
-        weight_rate = linear.weight_bytes / seconds * 1e-9
-        return GemmRow(
-            shape=shape,
-            format=weight.name,
-            act_format=WEIGHT_ONLY if act is None else act.name,
+        return GemmRow.of(
+            shape,
+            (weight, act),
+            linear,
+            cold,
+            {name: took[name] for name in (OURS, QUANTIZE, *others)},
+            rates.get("bf16"),
+            rates["copy"],
             isa=self.arch.name,
-            config_source=linear.config_source,
             threads=1,
-            cold=0 < cold <= linear.weight_bytes * linear.copies,
-            ms=seconds * 1e3,
-            quantize_ms=took[QUANTIZE] * 1e3,
-            gops=operations / seconds,
             ceiling="bf16",
-            ceiling_gops=peak,
-            ceiling_share=None if peak is None else operations / seconds / peak,
-            weight_gb_s=weight_rate,
-            dram_gb_s=copy,
-            dram_share=weight_rate / copy,
-            peers={
-                name: PeerSpeed(took[name] * 1e3, operations / took[name], took[name] / seconds)
-                for name in others
-            },
             missing=self.missing | missing,
             is_graph=linear.whole.is_graph,
         )
