@@ -77,8 +77,6 @@ class TuningStudy:
             for name, choices in work.space.items()
         }
         self._settle()
-        for fields in (work.default_fields, *work.neighbours()):
-            self.study.enqueue_trial(fields, skip_if_exists=True)
 
     @property
     def searched(self) -> int:
@@ -96,19 +94,21 @@ class TuningStudy:
         return not is_exhausted or self._contender() is not None
 
     def ask(self, trials: int) -> "Trial | None":
-        """The next config: queued ones, each once where `trials` are enough for all, else Optuna's.
+        """The next config: queued ones, the default, its neighbours, then Optuna's.
 
-        None where nothing is left to try.
+        Each once where `trials` are enough for all, and None where nothing is left to try.
+        Nothing is queued ahead: `ask_again` is given what it queues.
         """
-        waiting = any(trial.state.name == "WAITING" for trial in self._trials())
-        if not waiting and self.work.size <= trials:
+        if not any(trial.state.name == "WAITING" for trial in self._trials()):
             tried = [trial.params for trial in self._trials()]
-            names = list(self.work.space)
-            all_of_them = [dict(zip(names, p, strict=True)) for p in product(*self._choices())]
-            untried = [fields for fields in all_of_them if fields not in tried]
-            if not untried:
+            near = [self.work.default_fields, *self.work.neighbours()]
+            is_small = self.work.size <= trials
+            order = near + (self._shuffled() if is_small else [])
+            following = next((fields for fields in order if fields not in tried), None)
+            if following is not None:
+                self.study.enqueue_trial(following)
+            elif is_small:
                 return None
-            self.study.enqueue_trial(random.choice(untried))
         return self._ask()
 
     def ask_again(self) -> "Trial | None":
@@ -163,8 +163,11 @@ class TuningStudy:
     def _trials(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
-    def _choices(self) -> list[tuple[int, ...]]:
-        return [tuple(choices) for choices in self.work.space.values()]
+    def _shuffled(self) -> list[Fields]:
+        """Every config of the space."""
+        names = list(self.work.space)
+        every = [dict(zip(names, p, strict=True)) for p in product(*self.work.space.values())]
+        return random.sample(every, len(every))
 
     def _contender(self) -> Score | None:
         """The best config that promises a gain and was not measured often enough."""

@@ -48,6 +48,15 @@ def test_neighbours_of_the_default_go_first_and_trials_are_a_limit(database: Pat
     assert study.best(subject(LARGE)).config == LARGE.default_fields
 
 
+def test_after_the_last_trial_only_the_best_are_measured_again(database: Path) -> None:
+    bench = StandIn(lambda config: 1.0 if config == LARGE.default else 0.5)
+    study = study_of(LARGE, database)
+    search(study, bench, Limits(trials=2), silent)
+    assert study.searched == 2  # though more neighbours of the default were to come
+    assert Counter(bench.seen)[LARGE.config(LARGE.neighbours()[0])] == CONFIRMED
+    assert len(bench.seen) == 1 + CONFIRMED
+
+
 @pytest.mark.parametrize("ratio", [0.99, 1.0, 1.3])
 def test_what_gains_too_little_leaves_the_default(database: Path, ratio: float) -> None:
     bench = StandIn(lambda config: 1.0 if config == SMALL.default else ratio)
