@@ -1,12 +1,14 @@
 """Layers that were decided run as decided: the artifact beside the numpy reference of the same."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lbcompiler.decisions.work import Work
 from tests.bench.decided import agreement_of_decisions, decisions_kept
 
-MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
+CALIBRATION = "models/tiny_lm_calibration.npz"
 SAME_ARITHMETIC = 80.0  # dB: float32 sums in another order, over a few dozen layers
 ANYTHING = 10.0  # times the error without: a gate that lets all of it through
 CASES = {
@@ -56,7 +58,7 @@ DECIDED = {  # of what is decided, what a case is about
     ],
 )
 def test_the_artifact_computes_its_decisions(
-    case: str, act_format: str | None, monkeypatch: pytest.MonkeyPatch
+    case: str, act_format: str | None, short_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "residual" in DECIDED.get(case, ()):  # which is no gain here, nor are splits
         monkeypatch.setattr("lbcompiler.decisions.residual.GATE", ANYTHING)
@@ -65,7 +67,7 @@ def test_the_artifact_computes_its_decisions(
     ids = np.load("models/tiny_lm_sample.npz")["input_ids"][:2, :48].astype(np.int64)
     with decisions_kept() as kept:
         found = agreement_of_decisions(
-            MODEL,
+            short_lm,
             {"input_ids": ids},
             act_format=act_format,
             exclude="head",

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 import lbcompiler
+from lbcompiler.artifact import WEIGHTS
 from lbcompiler.compiler import measured, planned
 from lbcompiler.config import AnalysisConfig, CompileConfig, make_config
 from lbcompiler.decisions.decided import Decided
@@ -22,6 +23,9 @@ from lbcompiler.pipeline import silent
 
 MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
 FORMATS_TRIED = ("nvfp4", "nvint4", "mxint8")
+
+
+pytestmark = pytest.mark.usefixtures("no_code")
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +178,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     resumed = compiled(tmp_path / "s", format="nvfp4", quantizer="gptq", progress=note)
     assert begun[0] == 5
     whole = compiled(None, format="nvfp4", quantizer="gptq")
-    ours, theirs = resumed.load(), whole.load()
-    ids = np.load(CALIBRATION)["input_ids"][:1]
-    np.testing.assert_array_equal(ours(input_ids=ids)["logits"], theirs(input_ids=ids)["logits"])
+    assert resumed.manifest.files[WEIGHTS] == whole.manifest.files[WEIGHTS]
 
 
 def feeds() -> Iterator[dict[str, np.ndarray]]:

@@ -73,6 +73,7 @@ def here() -> Artifact:
     return compiled("loky")
 
 
+@pytest.mark.usefixtures("no_code")
 @pytest.mark.parametrize("backend", ["ray", "dask"], indirect=True)
 def test_a_cluster_decides_as_this_machine_does(backend: str, here: Artifact) -> None:
     there = compiled(backend).manifest
