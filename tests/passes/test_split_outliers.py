@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -226,9 +227,8 @@ CASES = [
 def test_in_float_a_split_changes_the_order_of_sums_alone(
     write: Any, source: str, splits: dict[str, Split]
 ) -> None:
-    before = planted(write, source, {40: 50, 70: 50})
-    x = np.random.default_rng(1).standard_normal((2, 3, 128)).astype(np.float32)
-    y, wanted = float_output(SplitOutliers(splits)(before), x), float_output(before, x)
+    before, x, wanted = loud(write, source)
+    y = float_output(SplitOutliers(splits)(before), x)
     # K products of float32 and their sum, in two orders: for normal numbers 2 K 2^-24 of 0.64 K
     # where the largest outputs are about 3 sqrt(K); linears add up
     bound = len(before.layers) * 2 * 128 * 2.0**-24 * 0.64 * 128**0.5 / 3
@@ -238,6 +238,14 @@ def test_in_float_a_split_changes_the_order_of_sums_alone(
 def float_output(model: Model, *inputs: np.ndarray) -> np.ndarray:
     layers = {name: replace(held, weight_format="none") for name, held in model.layers.items()}
     return run_model(FuseLinear()(replace(model, layers=layers)), *inputs)[0]
+
+
+@cache
+def loud(write: Any, source: str) -> tuple[Model, np.ndarray, np.ndarray]:
+    """A model with two loud channels, an input, and what it makes of it in float."""
+    model = planted(write, source, {40: 50, 70: 50})
+    x = np.random.default_rng(1).standard_normal((2, 3, 128)).astype(np.float32)
+    return model, x, float_output(model, x)
 
 
 def quantized(model: Model, fmt: str, layer: str, x: np.ndarray) -> np.ndarray:
@@ -256,9 +264,7 @@ def quantized(model: Model, fmt: str, layer: str, x: np.ndarray) -> np.ndarray:
 def test_a_split_lowers_the_error_of_a_model_with_outliers(
     write: Any, source: str, name: str, fmt: str
 ) -> None:
-    before = planted(write, source, {40: 50, 70: 50})
-    x = np.random.default_rng(1).standard_normal((2, 3, 128)).astype(np.float32)
-    wanted = float_output(before, x)
+    before, x, wanted = loud(write, source)
     plain, split = (
         np.square(quantized(model, fmt, name, x) - wanted).sum()
         for model in (before, SplitOutliers({name: MXINT8})(before))

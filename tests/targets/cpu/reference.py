@@ -12,12 +12,16 @@ from lbcompiler.formats import BlockFormat, Quantized, decode_scales
 from lbcompiler.targets.cpu import plain
 from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
-from lbcompiler.targets.cpu.isa import ISAS, Isa, detect
+from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_BF16, ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
 from lbcompiler.targets.cpu.layout import padded, row_stride
 
 Array = NDArray[Any]
 HERE = [isa for isa in ISAS if isa.runs_on(detect())]
+# What AVX512_BF16 adds to AVX512_VNNI are products of float formats, what AVX512_AMX adds those of
+# integer formats: all other code is generated from the same PrimFuncs for all three.
+OF_INTEGERS = [isa for isa in HERE if isa is not AVX512_BF16]
+WITHOUT_PRODUCTS = [isa for isa in OF_INTEGERS if isa is not AVX512_AMX]
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:

@@ -13,11 +13,11 @@ from lbcompiler.targets.cpu.attention import attention
 from lbcompiler.targets.cpu.attention_operands import Attention, Heads
 from lbcompiler.targets.cpu.isa import ISAS, Isa, detect
 from lbcompiler.targets.cpu.threads import set_threads
-from tests.targets.cpu.reference import HERE, Array, call, compiled
+from tests.targets.cpu.reference import WITHOUT_PRODUCTS, Array, call, compiled
 
 UNIT = 2.0**-24  # half a unit in the last place of 1
 LOWEST = np.finfo(np.float32).min
-each_isa = pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+each_isa = pytest.mark.parametrize("isa", WITHOUT_PRODUCTS, ids=lambda isa: isa.name)
 
 
 def heads(count: int, key_heads: int = 0, depth: int = 32, **more: Any) -> Attention:
@@ -152,7 +152,7 @@ def test_any_number_of_heads_that_share_one(group: int) -> None:
 def test_the_same_bits_on_every_instruction_set_and_number_of_threads(what: Attention) -> None:
     inputs = operands(what, 2, 45, 150)
     expected = run(what, detect(), inputs)
-    for isa in HERE:
+    for isa in WITHOUT_PRODUCTS:
         np.testing.assert_array_equal(run(what, isa, inputs), expected)
     try:
         set_threads(1)

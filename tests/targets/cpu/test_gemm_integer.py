@@ -7,7 +7,7 @@ from lbcompiler.formats import FORMATS, Quantized
 from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import (
-    HERE,
+    OF_INTEGERS,
     any_weight,
     compiled,
     integer_operands,
@@ -21,7 +21,7 @@ LOW = Config(
     rows=1, columns=2, depth=64, chunk=8, few_columns=2, small_columns=1
 )  # one tile compiles fastest
 M, N, K = 3, 37, 77
-each_isa = pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+each_isa = pytest.mark.parametrize("isa", OF_INTEGERS, ids=lambda isa: isa.name)
 
 
 def activations(fmt, seed: int) -> Quantized:
