@@ -2,11 +2,13 @@
 ascending order.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import tvm
 from numpy.typing import NDArray
+from tvm_ffi import StructuralKey
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
 from lbcompiler.targets.cpu import plain
@@ -122,8 +124,12 @@ def compiled(isa: Isa, **functions: Any) -> Any:
         for name, func in functions.items()
         if func is not None
     }
-    pipeline = tir_pipeline()
-    return tvm.compile(tvm.IRModule(named), target=isa.tvm_target(), tir_pipeline=pipeline)
+    return _compiled(isa, StructuralKey(tvm.IRModule(named)))
+
+
+@lru_cache(maxsize=8)  # tests of one kernel follow one another
+def _compiled(isa: Isa, module: StructuralKey) -> Any:
+    return tvm.compile(module.key, target=isa.tvm_target(), tir_pipeline=tir_pipeline())
 
 
 def call(function: Any, inputs: list[Array], *outputs: tuple[tuple[int, ...], str]) -> list[Array]:
