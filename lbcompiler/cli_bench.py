@@ -67,23 +67,15 @@ def gemm(rows: Sequence["GemmRow"], as_json: bool) -> None:
             else f"{row.isa} has no {NAMES[row.ceiling]} peak that could be measured"
         )
         print_line(
-            f"{shape(row.shape)} {row.format}: {quantize}{peak}, {_memory(row)} "
+            f"{shape(row.shape)} {row.format}: {quantize}{peak}, {NAMES[row.memory]} "
             f"{row.dram_gb_s:.1f} GB/s ({row.isa}, config: {row.config_source}, {_how(row)})"
         )
         for name, reason in row.missing.items():
             print_line(f"{name}: not measured ({reason})")
 
 
-def _is_of_gpu(row: "GemmRow") -> bool:
-    return row.isa.startswith("sm_")
-
-
-def _memory(row: "GemmRow") -> str:
-    return "copy within the GPU" if _is_of_gpu(row) else "DRAM read"
-
-
 def _how(row: "GemmRow") -> str:
-    if not _is_of_gpu(row):
+    if row.is_graph is None:
         return _threads(row.threads)
     return "CUDA graphs" if row.is_graph else "launched one by one: Python's gaps count"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lbcompiler.bench import gemm, model_peers
+from lbcompiler.bench import model_peers, on_cpu
 from lbcompiler.targets.configs import Result, Table
 from lbcompiler.targets.cpu import ceilings
 from lbcompiler.tuning.database import versions
@@ -16,7 +16,7 @@ from tests.test_cli_flow import documented, has_fields_of, language_model, lbc, 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "STEPS", 1000)
     monkeypatch.setattr(ceilings, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(gemm, "COLD_BYTES", 1 << 16)
+    monkeypatch.setattr(on_cpu, "COLD_BYTES", 1 << 16)
 
 
 @pytest.fixture(scope="module")

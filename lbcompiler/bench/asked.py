@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbcompiler.bench.gemm import GemmRow, bench_gemm
+from lbcompiler.bench.gemm import GemmRow
 from lbcompiler.bench.model import ModelSpeed, bench_model
+from lbcompiler.bench.targets import bench_target
 from lbcompiler.bench.timing import ROUNDS, Progress
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
-from lbcompiler.formats import BlockFormat
-from lbcompiler.targets import targets_named
-from lbcompiler.targets.configs import Shape, Source, Tuned
-from lbcompiler.targets.cpu import tuned_for
+from lbcompiler.targets import parts_of
+from lbcompiler.targets.configs import Source
 from lbcompiler.tuning.work import parse_shape as parse_linear
 
 FORMAT = "mxint8"
@@ -43,45 +42,13 @@ def gemm(
         make_config({"format": name, "act_format": act_format, "target": target or "cpu"})
         for name in _listed(format or FORMAT)
     ]
-    name, _, variant = configs[0].target.partition(":")
-    formats = [(config.weight_format, config.activation_format) for config in configs]
-    shapes = [parse_linear(text) for item in shape or SHAPES for text in item.split(",")]
-    if name == "cuda":
-        if threads is not None:
-            raise ConfigError("--threads is for target cpu: a GPU runs all that it has")
-        return _on_gpu(formats, shapes, variant, tuning_db, hot, peers, rounds, progress)
-    targets_named(configs[0].target)  # refuses what is none
-    isa, tuned = tuned_for(variant, _results(tuning_db))
-    return bench_gemm(
-        formats,
-        shapes,
-        isa,
-        tuned=tuned,
-        threads=threads,
-        peer_names=_listed(peers or ""),
-        rounds=rounds or ROUNDS,
-        hot=hot,
-        progress=progress,
-    )
-
-
-def _on_gpu(
-    formats: Sequence[tuple[BlockFormat, BlockFormat | None]],
-    shapes: Sequence[Shape],
-    variant: str,
-    tuning_db: str | None,
-    hot: bool,
-    peers: str | None,
-    rounds: int | None,
-    progress: Progress,
-) -> list[GemmRow]:
-    from lbcompiler.bench.gemm_cuda import bench_gemm_cuda
-
-    return bench_gemm_cuda(
-        formats,
-        shapes,
+    name, variant = parts_of(configs[0].target)
+    return bench_target(name).gemm(
+        [(config.weight_format, config.activation_format) for config in configs],
+        [parse_linear(text) for item in shape or SHAPES for text in item.split(",")],
         variant,
-        tuned=Tuned(tuple(_results(tuning_db))),
+        _results(tuning_db),
+        threads=threads,
         peer_names=None if peers is None else _listed(peers),
         rounds=rounds or ROUNDS,
         hot=hot,

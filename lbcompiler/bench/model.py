@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbcompiler.artifact import open_artifact
+from lbcompiler.bench.gemm import CEILING, OURS
 from lbcompiler.bench.model_peers import default_names, model_peers
 from lbcompiler.bench.profile import KernelRow, profile
+from lbcompiler.bench.targets import NONE, bench_target
 from lbcompiler.bench.timing import ROUNDS, Progress, Work, interleaved, silent
 from lbcompiler.errors import ConfigError
 from lbcompiler.speed import synthetic_inputs
-from lbcompiler.targets.cpu.ceilings import ceilings
-from lbcompiler.targets.cpu.isa import isa_named
 from lbcompiler.targets.cpu.threads import set_threads
 
-OURS, CEILING = "ours", "ceiling "
 SECONDS = 60.0  # rounds end then
 
 
@@ -75,17 +74,14 @@ def bench_model(
         source = Path(against)
         names = default_names(source) if peer_names is None else peer_names
         others, missing = model_peers(source, names, feeds, count, progress)
-    is_on_gpu = program.manifest.target.name == "cuda"
-    has_bounds = with_profile and not is_on_gpu
-    bounds = ceilings(isa_named(program.manifest.target.isa), count) if has_bounds else {}
+    target = program.manifest.target
+    bounds = NONE
+    if with_profile:
+        bounds = bench_target(target.name).bounds(target.isa, count, rounds)
     work: dict[str, Work] = {OURS: lambda: program.run(feeds)} | others
-    work |= {CEILING + name: bound.run for name, bound in bounds.items()}
+    work |= {CEILING + name: run for name, run in bounds.work.items()}
     took = interleaved(work, rounds, SECONDS, progress=progress)
-    rates = {name: bound.amount / took[CEILING + name] * 1e-9 for name, bound in bounds.items()}
-    if with_profile and is_on_gpu:
-        from lbcompiler.bench.gemm_cuda import rates_of
-
-        rates = rates_of(program.manifest.target.isa, rounds)
+    rates = bounds.rates({name: took[CEILING + name] for name in bounds.work})
     return ModelSpeed(
         artifact=str(path),
         against=None if against is None else str(against),

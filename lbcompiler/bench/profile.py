@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from math import prod
 
 from lbcompiler.artifact import LayerRecord
+from lbcompiler.bench.targets import BenchTarget, bench_target
 from lbcompiler.formats import FORMATS
 from lbcompiler.ir.model import Array
 from lbcompiler.runtime import KernelCall, Program
-from lbcompiler.targets.cpu.bench import ceiling_of
-from lbcompiler.targets.cpu.isa import isa_named
-from lbcompiler.targets.cpu.kernels import kernel_for
 
 RUNS, SECONDS = 15, 5.0  # whichever ends first, after one run to warm up
 MACHINE = "vm.builtin."  # how the names of the virtual machine's own functions begin
@@ -56,7 +54,7 @@ def profile(
 ) -> list[KernelRow]:
     """The kernels of a run, those that took longest first. `ceilings` are in GOP/s by name."""
     target = program.manifest.target
-    describe = _Describe(target.isa, target.name == "cuda")
+    describe = _Describe(target.isa, bench_target(target.name))
     runs: list[list[float]] = []
     calls: list[_Call] = []
     program.watch(feeds, lambda call: calls.append(describe(call)))
@@ -76,7 +74,7 @@ def profile(
 @dataclass(frozen=True)
 class _Describe:
     isa: str
-    is_on_gpu: bool
+    target: BenchTarget
 
     def __call__(self, call: KernelCall) -> _Call:
         if call.name.startswith(MACHINE) or not call.tensors:
@@ -92,10 +90,8 @@ class _Describe:
         )
 
     def _ceiling(self, layer: LayerRecord, rows: int) -> str:
-        if self.is_on_gpu:
-            return "bf16"
         formats = (FORMATS.get(layer.weight_format), FORMATS.get(layer.activation_format))
-        return ceiling_of(kernel_for(*formats, isa=isa_named(self.isa)), rows)
+        return self.target.bound_of(*formats, self.isa, rows)
 
 
 def _row(call: _Call, times: list[float], whole: float, ceilings: Mapping[str, float]) -> KernelRow:

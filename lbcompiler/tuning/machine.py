@@ -1,9 +1,10 @@
 """The machine that candidates are timed on: this one, or one behind TVM RPC."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,25 @@ import tvm
 from tvm import rpc
 
 from lbcompiler.errors import ConfigError
+from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.targets.cpu.threads import set_threads
+from lbcompiler.tuning.build import Code, Compile
 
 SHARE_ALL_CORES = -3  # a mode of TVM's pool: threads stay unpinned, as in targets/cpu/threads.py
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`load` makes a module of compiled code; `device` is where its tensors lie."""
+    """`compiled` makes code of PrimFuncs by name, `load` a module of the code; `device` is where
+    its tensors lie.
+    """
 
     processor: str
     device: Any
-    load: Callable[[Any], Any]
+    compiled: Compile
+    load: Callable[[Code], Any]
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def open_machine(address: str | None, isa: Isa, threads: int | None) -> Iterator
         if address is None:
             yield _here(isa, threads, Path(folder))
         else:
-            yield _there(address, threads, Path(folder))
+            yield _there(address, isa, threads, Path(folder))
 
 
 def _here(isa: Isa, threads: int | None, folder: Path) -> Machine:
@@ -57,10 +63,10 @@ def _here(isa: Isa, threads: int | None, folder: Path) -> Machine:
         path.unlink()
         return module
 
-    return Machine(processor(), tvm.cpu(), load)
+    return Machine(processor(), tvm.cpu(), partial(_compiled, isa), load)
 
 
-def _there(address: str, threads: int | None, folder: Path) -> Machine:
+def _there(address: str, isa: Isa, threads: int | None, folder: Path) -> Machine:
     session = _connect(address)
     numbers = count()
 
@@ -76,7 +82,18 @@ def _there(address: str, threads: int | None, folder: Path) -> Machine:
     if threads is not None:
         session.get_function("runtime.config_threadpool")(SHARE_ALL_CORES, threads)
     name = str(session.get_function("target.llvm_get_system_cpu")())
-    return Machine(name, session.cpu(0), load)
+    return Machine(name, session.cpu(0), partial(_compiled, isa), load)
+
+
+def _compiled(isa: Isa, functions: Mapping[str, Any]) -> bytes:
+    """A shared library."""
+    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    target = isa.tvm_target()
+    module = tvm.compile(tvm.IRModule(named), target=target, tir_pipeline=tir_pipeline())
+    with tempfile.TemporaryDirectory(prefix="lbc-tune-") as folder:
+        path = Path(folder) / "kernel.so"
+        module.export_library(str(path))
+        return path.read_bytes()
 
 
 def _connect(address: str) -> Any:

@@ -10,7 +10,6 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ import tvm
 
 from lbcompiler.errors import ConfigError, is_interruption
 from lbcompiler.targets.cpu.gemm import SMALL_M
-from lbcompiler.tuning.build import Built, Code, Config, build_all, library
+from lbcompiler.tuning.build import Built, Code, Config, build_all
 from lbcompiler.tuning.machine import Machine
 from lbcompiler.tuning.work import Work
 
@@ -70,7 +69,8 @@ class ComparingBench(ABC):
         missing = [config for config in dict.fromkeys(configs) if config not in self.built]
         if missing:
             _, k, n = self.work.shape
-            found = build_all(self.work.kernel, n, k, missing, self.jobs)
+            kernel, compiled = self.work.kernel, self.machine.compiled
+            found = build_all(compiled, kernel, n, k, missing, self.jobs)
             self.built.update(zip(missing, found, strict=True))
 
     def compare(self, config: Config) -> Times:
@@ -154,7 +154,7 @@ class GemmBench(ComparingBench):
         """The median milliseconds of one call of the module's GEMM, over one visit."""
         device, operands = self.machine.device, (*self.operands, out)
         if self.work.shape[0] < SMALL_M:
-            size = sum(_bytes(operand) for operand in self.operands)
+            size = sum(held.numel() * held.dtype.itemsize for held in self.operands)
             calls = min(max(FLUSHED_BYTES // size, COLD_CALLS[0]), COLD_CALLS[1])
             evaluate = module.time_evaluator("gemm", device, 1, calls, f_preproc=FLUSH)
         else:
@@ -164,10 +164,6 @@ class GemmBench(ComparingBench):
 
     def _tensor(self, array: Any) -> Any:
         return tvm.runtime.tensor(array, self.machine.device)
-
-
-def _bytes(tensor: Any) -> int:
-    return prod(map(int, tensor.shape)) * np.dtype(str(tensor.dtype)).itemsize
 
 
 def last_line(error: Exception) -> str:
@@ -181,7 +177,7 @@ def _operands(work: Work, machine: Machine) -> tuple[Any, list[Any]]:
     functions = {"gemm": kernel.gemm(n, k, bias=False, config=work.default)}
     if kernel.act is not None:
         functions["quantize"] = kernel.quantize(k, kernel.act.default_rule)
-    module = machine.load(library(kernel, **functions))
+    module = machine.load(machine.compiled(functions))
 
     def tensor(array: Any) -> Any:
         return tvm.runtime.tensor(np.ascontiguousarray(array), machine.device)

@@ -24,7 +24,7 @@ from lbcompiler.targets.cuda.bench import (
     visit,
 )
 from lbcompiler.targets.cuda.clock import Clock, Recorded
-from lbcompiler.tuning.build import Code, Config, library
+from lbcompiler.tuning.build import Code, Config
 from lbcompiler.tuning.machine import Machine
 from lbcompiler.tuning.measure import ComparingBench, last_line
 from lbcompiler.tuning.work import Work
@@ -39,7 +39,7 @@ class GpuBench(ComparingBench):
         self.reason = ""  # why nothing runs any more
         m, k, n = work.shape
         kernel, rng = work.kernel, np.random.default_rng(0)
-        module = machine.load(library(kernel, **functions_of(kernel, n, k, work.default)))
+        module = machine.load(machine.compiled(functions_of(kernel, n, k, work.default)))
         linear = Linear(kernel, m, k, n, module, clock)
         self.exact = [*quantized_rows(linear, exact_rows(m, k)), *packed_weights(linear, None)]
         self.rows = quantized_rows(linear, rng.standard_normal((m, k), np.float32))

@@ -63,9 +63,9 @@ def _read(name: str, storage: "BaseStorage") -> Found:
 
 
 def _processors(subjects: Iterable[Subject]) -> set[str]:
-    """What this machine measures on: its processor, and its GPU if that is asked for."""
+    """What this machine measures on: its processor, and its GPU if there are others' results."""
     here = {processor()}
-    if any(subject.isa.startswith("sm_") for subject in subjects):
+    if {subject.processor for subject in subjects} - here:
         with suppress(NoGpuError):
             here.add(first_gpu().name)
     return here

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -202,4 +202,4 @@ def _copied(tensors: list[Any]) -> list[Any]:
 
 
 def bytes_of(tensor: Any) -> int:
-    return prod(map(int, tensor.shape)) * np.dtype(str(tensor.dtype)).itemsize
+    return int(tensor.numel() * tensor.dtype.itemsize)

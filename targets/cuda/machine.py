@@ -44,13 +44,15 @@ def program_for(isas: Sequence[str], artifact: str) -> str:
     return arch.name
 
 
-def gpu_for(variant: str, purpose: str) -> tuple[Arch, Gpu]:
+def gpu_for(variant: str, purpose: str, threads: int | None = None) -> tuple[Arch, Gpu]:
     """The first GPU, ready for kernels to be loaded, and the architecture to compile for: `variant`
-    names it, "" is the one that suits.
+    names it, "" is the one that suits. `threads`: what was asked for, which has to be nothing.
 
     Raises ConfigError, which says that `purpose` ("lbc tune measures") needs a GPU, and DeviceError
     where it cannot be used.
     """
+    if threads is not None:
+        raise ConfigError("--threads is for target cpu: a GPU runs all that it has")
     try:
         gpu = first_gpu()
     except NoGpuError as error:

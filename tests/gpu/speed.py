@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lbcompiler.bench.gemm_cuda import interleaved
+from lbcompiler.bench.on_cuda import interleaved
 from lbcompiler.bench.peers_cuda import cublas_bf16, peers
 from lbcompiler.errors import LbcError
 from lbcompiler.formats import FORMATS

@@ -95,8 +95,9 @@ def test_candidates_are_compiled_in_other_processes() -> None:
     item = work((33, 64, 64), "nvint4", "nvint4")
     configs = [item.config(fields) for fields in item.neighbours()[:2]]
     _, k, n = item.shape
-    for built in build_all(item.kernel, n, k, configs, jobs=2):
-        assert isinstance(built, bytes)
+    with open_machine(None, item.kernel.isa, 1) as machine:
+        for built in build_all(machine.compiled, item.kernel, n, k, configs, jobs=2):
+            assert isinstance(built, bytes)
 
 
 def test_code_that_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from lbcompiler.bench import gemm
+from lbcompiler.bench import on_cpu
 from lbcompiler.bench import peers as others
-from lbcompiler.bench.gemm import GemmRow, bench_gemm
+from lbcompiler.bench.gemm import GemmRow
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu import bench, ceilings
-from lbcompiler.targets.cpu.isa import AVX512_VNNI, GENERIC, detect
+from lbcompiler.targets.cpu.isa import GENERIC
 
 MXINT8, MXFP8 = FORMATS["mxint8"], FORMATS["mxfp8"]
 
@@ -19,11 +19,11 @@ MXINT8, MXFP8 = FORMATS["mxint8"], FORMATS["mxfp8"]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "STEPS", 1000)
     monkeypatch.setattr(ceilings, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(gemm, "COLD_BYTES", 1 << 16)
+    monkeypatch.setattr(on_cpu, "COLD_BYTES", 1 << 16)
 
 
 def one(shape: tuple[int, int, int], **options: Any) -> GemmRow:
-    (row,) = bench_gemm([(MXINT8, MXINT8)], [shape], detect(), rounds=1, **options)
+    (row,) = on_cpu.gemm([(MXINT8, MXINT8)], [shape], rounds=1, **options)
     return row
 
 
@@ -59,7 +59,7 @@ def test_runs_take_turns_with_the_copies() -> None:
 
 
 def test_weights_only_and_another_instruction_set() -> None:
-    (row,) = bench_gemm([(MXFP8, None)], [(2, 32, 16)], GENERIC, rounds=1)
+    (row,) = on_cpu.gemm([(MXFP8, None)], [(2, 32, 16)], "generic", rounds=1)
     assert (row.act_format, row.isa, row.quantize_ms) == ("none", "generic", 0.0)
     assert (row.ceiling_gops, row.ceiling_share) == (None, None)
 
@@ -105,6 +105,6 @@ def test_a_shape_that_a_peer_does_not_take(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_another_machines_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm, "detect", lambda: GENERIC)
+    monkeypatch.setattr(on_cpu, "detect", lambda: GENERIC)
     with pytest.raises(ConfigError, match="cannot run avx512_vnni: its best is generic"):
-        bench_gemm([(MXINT8, None)], [(1, 32, 16)], AVX512_VNNI)
+        on_cpu.gemm([(MXINT8, None)], [(1, 32, 16)], "avx512_vnni")

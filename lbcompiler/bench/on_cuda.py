@@ -1,5 +1,4 @@
-"""`lbc bench gemm --target cuda`: one linear on a GPU, ours and the peers', beside the ceilings of
-that GPU.
+"""Target cuda in `lbc bench`: see `BenchTarget`.
 
 Everything is recorded once and then takes turns in shuffled rounds, timed by CUDA events. Weights
 are cold up to 16 rows, as in a model that is larger than the L2 cache.
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 
 from lbcompiler.bench.gemm import OURS, QUANTIZE, GemmRow
 from lbcompiler.bench.peers_cuda import PEERS, check_peers, cublas_bf16, peers
+from lbcompiler.bench.targets import Bounds
 from lbcompiler.bench.timing import ROUNDS, Progress, medians, silent
 from lbcompiler.errors import LbcError
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.configs import Shape, Tuned
+from lbcompiler.targets.configs import Shape, Source, Tuned
 from lbcompiler.targets.cuda import tuned_for
 from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import FEW_ROWS, timed_linear
@@ -26,29 +26,27 @@ PEAK = (4096, 8192, 8192)  # M, K, N of the product that stands for the bfloat16
 PEAK_NAME = "bf16 peak"
 
 
-def bench_gemm_cuda(
+def gemm(
     formats: Iterable[tuple[BlockFormat, BlockFormat | None]],
     shapes: Sequence[Shape],
-    variant: str,
+    variant: str = "",
+    results: Sequence[Source] = (),
     *,
-    tuned: Tuned = Tuned(),  # noqa: B008  # it is frozen
+    threads: int | None = None,
     peer_names: Sequence[str] | None = None,
     rounds: int = ROUNDS,
     hot: bool = False,
     progress: Progress = silent,
 ) -> list[GemmRow]:
-    """A row for each pair of formats (weights, activations) and each shape.
-
-    `variant`: an architecture's name, "" for what suits the GPU; `tuned` goes before what is
-    shipped. `peer_names` None: all that there are; a row says why another is missing. Raises
-    ConfigError without a GPU, nvcc or a peer that is asked for, DeviceError where the GPU fails.
+    """With all peers that there are unless some are named; a row says why another is missing.
+    DeviceError where the GPU fails.
     """
     names = PEERS if peer_names is None else peer_names
     check_peers(peer_names or ())
-    arch, gpu = gpu_for(variant, "lbc bench gemm times")
+    arch, gpu = gpu_for(variant, "lbc bench gemm times", threads)
     find_nvcc().check(arch)
     clock = Clock()
-    held = tuned_for(arch, "" if variant else gpu.name, tuned.sources)
+    held = tuned_for(arch, "" if variant else gpu.name, results)
     bench = _Bench(arch, held, clock, tuple(names), rounds, hot, *_ceilings(arch, clock))
     rows = []
     for weight, act in formats:
@@ -69,12 +67,21 @@ def interleaved(
     return medians(work, lambda name: clock.seconds(work[name]), rounds, progress=progress)
 
 
-def rates_of(arch: str, rounds: int = ROUNDS) -> dict[str, float]:
-    """`copy` in GB/s, and `bf16` in GOP/s where there is cuBLAS, of the GPU that is in use."""
-    clock = Clock()
-    bounds, moved, _ = _ceilings(arch_named(arch), clock)
-    took = interleaved(clock, bounds, rounds)
-    return _rates(took, moved)
+def bounds(isa: str, _threads: int, rounds: int) -> Bounds:
+    """`copy`, and `bf16` where there is cuBLAS, measured behind the model: its time is Python's and
+    the GPU's, theirs the GPU's alone.
+    """
+
+    def rates(_took: Mapping[str, float]) -> dict[str, float]:
+        clock = Clock()
+        held, moved, _ = _ceilings(arch_named(isa), clock)
+        return _rates(interleaved(clock, held, rounds), moved)
+
+    return Bounds({}, rates)
+
+
+def bound_of(_weight: BlockFormat | None, _act: BlockFormat | None, _isa: str, _rows: int) -> str:
+    return "bf16"
 
 
 def _rates(took: Mapping[str, float], copied_bytes: int) -> dict[str, float]:
@@ -134,5 +141,6 @@ class _Bench:
             threads=1,
             ceiling="bf16",
             missing=self.missing | missing,
+            memory="copy",
             is_graph=linear.whole.is_graph,
         )
