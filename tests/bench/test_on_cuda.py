@@ -34,7 +34,7 @@ app(sys.argv[1:], standalone_mode=True)
 
 def bench(*arguments: str, before: str = "") -> str:
     code = f"import sys\nsys.argv[1:] = {list(arguments)!r}\n{before}{BENCH}"
-    done = run(code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0")
+    done = run(code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0", FAKE_CUDA_L2="1000")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -32,7 +32,7 @@ GEMM = ("--only", "gemm exact_mxint8_mxint8_sm_80")
 
 
 def on_emulated_gpu(code: str) -> subprocess.CompletedProcess[str]:
-    return run_on_gpu(code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0")
+    return run_on_gpu(code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0", FAKE_CUDA_L2="1000")
 
 
 def check_gpu(

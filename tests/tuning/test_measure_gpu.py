@@ -40,7 +40,7 @@ with open_target("cuda", None, None) as target:
 
 
 def on_gpu(code: str) -> None:
-    done = run(BENCH + code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0")
+    done = run(BENCH + code, **toolkit(), FAKE_CUDA_CAPABILITY="8.0", FAKE_CUDA_L2="1000")
     assert done.returncode == 0, done.stderr
 
 
@@ -60,6 +60,7 @@ def test_results_are_kept_under_the_gpu_and_found_without_one(tmp_path: Path) ->
         f"assert mine.name == {str(tmp_path / 't.db')!r}, mine\n",
         **toolkit(),
         FAKE_CUDA_CAPABILITY="8.0",
+        FAKE_CUDA_L2="1000",
     )
     assert done.returncode == 0, done.stderr
     (other,) = read_results(tmp_path / "t.db").sources

@@ -82,7 +82,8 @@ def fake_cuda() -> Path:
         versions = Path(made, "versions.map")
         versions.write_text("libcudart.so.13 { global: *; };")
         common = [f"-I{include}", f"-I{TOOLKIT}"]
-        driver = ["-Wl,-soname,libcuda.so.1", SOURCES / "driver.cpp"]
+        memory = SOURCES / "device_memory.cpp"
+        driver = ["-Wl,-soname,libcuda.so.1", SOURCES / "driver.cpp", memory]
         compile_command(made, "libcuda.so.1", *common, *driver)
         named = ["-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={versions}"]
         beside = [f"-L{made}", "-l:libcuda.so.1"]  # which records what is captured

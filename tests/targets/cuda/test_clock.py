@@ -1,5 +1,7 @@
 """Time on a GPU: captured graphs, what they keep alive, and what is said where something fails."""
 
+import signal
+
 import pytest
 
 from tests.targets.cuda import needs
@@ -39,6 +41,52 @@ def test_a_graph_does_what_its_calls_do_and_keeps_their_tensors() -> None:
         "uploaded(np.zeros_like(data)), uploaded(np.zeros_like(data))\n"
         "assert clock.seconds(recorded) > 0\n"
     )
+
+
+def test_a_graph_has_its_copies_as_well() -> None:
+    runs(
+        "recorded = clock.record(lambda: clock.copy(y, x, data.size), 2)\n"
+        "assert recorded.is_graph\n"
+        "y.copyfrom(np.zeros_like(data))\n"
+        "assert not y.numpy().any()\n"
+        "assert clock.seconds(recorded) > 0\n"
+        "assert (y.numpy() == data).all()\n"
+    )
+
+
+def test_cold_calls_read_one_copy_after_the_other() -> None:
+    runs(
+        "from itertools import cycle\n"
+        "from lbcompiler.formats import FORMATS\n"
+        "from lbcompiler.targets.configs import Tuned\n"
+        "from lbcompiler.targets.cuda import bench\n"
+        "bench.VISIT_S = 0\n"
+        "assert clock.cold_bytes == 4 * 60000\n"
+        "several = bench.copies_for([x], clock.cold_bytes)\n"
+        "assert len(several) == 8 > clock.cold_bytes / data.size > 7, len(several)\n"
+        "turns = cycle(several)\n"
+        "recorded = clock.record(lambda: module['copy'](*next(turns), y), 7)\n"  # one warms up
+        "for place, (copy,) in enumerate(several):\n"
+        "    assert (copy.numpy() == data).all()\n"
+        "    copy.copyfrom(np.full_like(data, place))\n"
+        "clock.seconds(recorded)\n"
+        "assert (y.numpy() == 7).all()\n"
+        "linear = bench.timed_linear(FORMATS['mxint8'], None, arch, (1, 64, 48), 4000, Tuned(),\n"
+        "                            clock)\n"
+        "assert (linear.copies, linear.weight_bytes) == (2, 48 * 66), linear\n"
+        "assert linear.gemm.is_graph and linear.gemm.calls == 2, linear\n",
+        FAKE_CUDA_L2="60000",
+    )
+
+
+def test_what_is_on_the_gpu_is_not_for_the_host_to_touch() -> None:
+    done = run(
+        START + "held = y.numpy()\n"
+        "print('until here', flush=True)\n"
+        "clocks.ctypes.string_at(y.data_ptr(), 1)\n",
+        **toolkit(),
+    )
+    assert (done.stdout, done.returncode) == ("until here\n", -signal.SIGSEGV), done.stderr
 
 
 def test_what_cannot_be_captured_is_launched() -> None:

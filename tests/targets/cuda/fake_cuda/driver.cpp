@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "device_memory.h"
 #include "tensor_map.h"
 
 struct Function {
@@ -16,16 +17,16 @@ struct Function {
   const size_t* sizes;  // of the arguments; 0 ends them
   size_t shared = 48 << 10;  // dynamic, until more is asked for
 };
-struct Launch {  // that a graph holds
-  Function* function;
-  unsigned sizes[6];
-  size_t shared;
-  std::vector<std::vector<char>> arguments;
-};
-static std::vector<Launch>* captured;  // what is being captured,
-static void* capturing;                // in which stream
-static int spoiled;                    // by which error: as with a GPU, nothing works after it
+using Graph = std::vector<std::function<int()>>;
+static Graph* captured;  // what is being captured,
+static void* capturing;  // in which stream
+static int spoiled;      // by which error: as with a GPU, nothing works after it
 
+int fake_cuda_capture(void* stream, std::function<int()> work) {
+  if (!captured) return 0;
+  if (stream != capturing) return -1;  // as with a GPU
+  return captured->push_back(std::move(work)), 1;
+}
 static int number(const char* name, int otherwise) {
   const char* text = getenv(name);
   return text ? atoi(text) : otherwise;
@@ -97,21 +98,25 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** argument
   if (!spoiled) spoiled = number("FAKE_CUDA_LAUNCH", 0);
   if (spoiled) return CUresult(spoiled);
   auto function = (Function*)f;
-  if (!is_taken(sizes, c->sharedMemBytes, function)) return CUDA_ERROR_INVALID_VALUE;
-  if (captured) {
-    if (c->hStream != capturing) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;  // as with a GPU
-    Launch held{function, {}, c->sharedMemBytes, {}};
-    memcpy(held.sizes, sizes, sizeof sizes);
-    for (const size_t* size = function->sizes; *size; size++, arguments++)
-      held.arguments.emplace_back((char*)*arguments, (char*)*arguments + *size);
-    captured->push_back(std::move(held));
-    return CUDA_SUCCESS;
-  }
-  if (function->launch(sizes, c->sharedMemBytes, arguments)) spoiled = CUDA_ERROR_LAUNCH_FAILED;
+  size_t shared = c->sharedMemBytes;
+  if (!is_taken(sizes, shared, function)) return CUDA_ERROR_INVALID_VALUE;
+  std::vector<std::vector<char>> held;
+  for (const size_t* size = function->sizes; *size; size++, arguments++)
+    held.emplace_back((char*)*arguments, (char*)*arguments + *size);
+  auto launch = [=, blocks = std::vector<unsigned>(sizes, sizes + 6)]() mutable {
+    std::vector<void*> given;
+    for (auto& bytes : held) given.push_back(bytes.data());
+    return function->launch(blocks.data(), shared, given.data());
+  };
+  int is_captured = fake_cuda_capture(c->hStream, launch);
+  if (is_captured < 0) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+  if (is_captured) return CUDA_SUCCESS;
+  Opened memory;
+  if (launch()) spoiled = CUDA_ERROR_LAUNCH_FAILED;
   return CUresult(spoiled);
 }
 void fake_cuda_begin_capture(void* stream) {
-  captured = new std::vector<Launch>;
+  captured = new Graph;
   capturing = stream;
 }
 void* fake_cuda_end_capture() {
@@ -120,11 +125,9 @@ void* fake_cuda_end_capture() {
   return graph;
 }
 int fake_cuda_replay(void* graph) {
-  for (auto& held : *(std::vector<Launch>*)graph) {
-    std::vector<void*> arguments;
-    for (auto& bytes : held.arguments) arguments.push_back(bytes.data());
-    if (held.function->launch(held.sizes, held.shared, arguments.data())) spoiled = 719;
-  }
+  Opened memory;
+  for (auto& work : *(Graph*)graph)
+    if (work()) spoiled = CUDA_ERROR_LAUNCH_FAILED;
   return spoiled;
 }
 int fake_cuda_spoiled() { return spoiled; }

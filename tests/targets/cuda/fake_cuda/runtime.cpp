@@ -1,11 +1,14 @@
-// libcudart.so.13 for a machine without a GPU: memory of the device is that of the host, everything
-// happens at once but what is captured, which happens when the graph is launched; events hold the time. FAKE_CUDA_MEMORY: bytes after which it is full.
+// libcudart.so.13 for a machine without a GPU: everything happens at once but what is captured, which
+// happens when the graph is launched; events hold the time. FAKE_CUDA_MEMORY: bytes after which the
+// device's memory is full; FAKE_CUDA_L2: those of its second cache.
 #include <cuda_runtime_api.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <unordered_map>
+
+#include "device_memory.h"
 
 using Clock = std::chrono::steady_clock;
 extern "C" {  // of libcuda.so.1
@@ -15,6 +18,7 @@ int fake_cuda_replay(void*);
 int fake_cuda_spoiled();
 }
 static size_t used;
+static int alive;  // streams and events
 static std::unordered_map<void*, size_t> sizes;
 
 static cudaError_t state() { return cudaError_t(fake_cuda_spoiled()); }
@@ -35,33 +39,48 @@ cudaError_t cudaMalloc(void** data, size_t size) {
   if (state()) return state();
   const char* limit = getenv("FAKE_CUDA_MEMORY");
   if (limit && used + size > strtoull(limit, nullptr, 10)) return cudaErrorMemoryAllocation;
-  if (posix_memalign(data, 256, size ? size : 1)) return cudaErrorMemoryAllocation;
-  memset(*data, 0xFF, size);
+  if (!(*data = fake_cuda_allocate(size))) return cudaErrorMemoryAllocation;
   used += sizes[*data] = size;
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* data) {
   if (state()) return state();
   used -= sizes[data];
-  free(data);
-  return cudaSuccess;
+  return fake_cuda_release(data), cudaSuccess;
 }
-cudaError_t cudaMallocHost(void** data, size_t size) { return cudaMalloc(data, size); }
-cudaError_t cudaFreeHost(void* data) { return cudaFree(data); }
+cudaError_t cudaMallocHost(void** data, size_t size) {
+  return state() ? state() : (*data = malloc(size)) ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void* data) { return free(data), state(); }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return *free = *total = size_t(1) << 34, cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t) {
-  return state() ? state() : (memmove(to, from, size), cudaSuccess);
+static cudaError_t copy(void* to, const void* from, size_t size, cudaStream_t stream) {
+  if (state()) return state();
+  int is_captured = fake_cuda_capture(stream, [=] { return memmove(to, from, size), 0; });
+  if (is_captured < 0) return cudaErrorStreamCaptureImplicit;
+  if (is_captured) return cudaSuccess;
+  Opened memory;
+  return memmove(to, from, size), cudaSuccess;
 }
-cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t) {
-  return state() ? state() : (memmove(to, from, size), cudaSuccess);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t s) {
+  return copy(to, from, size, s);
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1, cudaSuccess; }
+cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t s) {
+  return copy(to, from, size, s);
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  const char* cache = getenv("FAKE_CUDA_L2");
+  *value = which == cudaDevAttrL2CacheSize ? (cache ? atoi(cache) : 40 << 20) : 1;  // an A100's
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return memset(p, 0, sizeof *p), cudaSuccess; }
-cudaError_t cudaStreamCreate(cudaStream_t* s) { return *s = cudaStream_t(new char), cudaSuccess; }
+int fake_cuda_alive() { return alive; }
+cudaError_t cudaStreamCreate(cudaStream_t* s) {
+  return alive++, *s = cudaStream_t(new char), cudaSuccess;
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
-cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete (char*)s, cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t s) { return alive--, delete (char*)s, cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return state(); }
 cudaError_t cudaStreamQuery(cudaStream_t) { return state(); }
 cudaError_t cudaDeviceSynchronize() { return state(); }
@@ -73,8 +92,12 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   return *graph = cudaGraph_t(fake_cuda_end_capture()), cudaSuccess;
 }
-cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = cudaEvent_t(new Clock::time_point), cudaSuccess; }
-cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete (Clock::time_point*)e, cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t* e) {
+  return alive++, *e = cudaEvent_t(new Clock::time_point), cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+  return alive--, delete (Clock::time_point*)e, cudaSuccess;
+}
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
   return *(Clock::time_point*)e = Clock::now(), cudaSuccess;
 }
