@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 
 from lbcompiler.errors import ConfigError, DeviceError
-from lbcompiler.targets.cuda.clock import Clock
+from lbcompiler.targets.cuda.clock import Clock, given_back
 from lbcompiler.targets.cuda.machine import TOOLKITS
 from lbcompiler.targets.cuda.toolchain import pip_folders
 
@@ -25,9 +25,10 @@ class Cublas:
     """A handle on the clock's stream. Raises ConfigError where there is no cuBLAS."""
 
     def __init__(self, clock: Clock) -> None:
-        self._library = _load()
+        self._library, self._clock = _load(), clock  # whose stream it uses
         self._handle = ctypes.c_void_p()
         self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)), "cublasCreate")
+        given_back(self, self._library.cublasDestroy_v2, self._handle)
         set_stream = self._library.cublasSetStream_v2
         self._check(set_stream(self._handle, clock.stream), "cublasSetStream")
         # one of its own: cuBLAS would allocate one while calls are captured

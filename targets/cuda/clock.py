@@ -38,6 +38,13 @@ class Recorded:
     is_graph: bool
 
 
+def given_back(owner: Any, destroy: Callable[[Any], Any], handle: Any) -> None:
+    """A handle of CUDA's is destroyed with its owner, and left to the system where the process
+    ends: to destroy it then would wait for a kernel that never does.
+    """
+    weakref.finalize(owner, destroy, handle).atexit = False
+
+
 class Clock:
     """A stream of the first GPU and the events on it. One for a process, used by one thread."""
 
@@ -47,6 +54,7 @@ class Clock:
         self._cuda.cudaGetErrorString.restype = ctypes.c_char_p
         self.stream = ctypes.c_void_p()
         self._check(self._cuda.cudaStreamCreate(ctypes.byref(self.stream)), "cudaStreamCreate")
+        given_back(self, self._cuda.cudaStreamDestroy, self.stream)
         self._start, self._stop, self._done = (self._event() for _ in range(3))
 
     @property
@@ -84,7 +92,7 @@ class Clock:
             calls,
             True,
         )
-        weakref.finalize(recorded, self._cuda.cudaGraphExecDestroy, graph)
+        given_back(recorded, self._cuda.cudaGraphExecDestroy, graph)
         return recorded
 
     def seconds(self, recorded: Recorded) -> float:
@@ -160,6 +168,7 @@ class Clock:
     def _event(self) -> ctypes.c_void_p:
         event = ctypes.c_void_p()
         self._check(self._cuda.cudaEventCreate(ctypes.byref(event)), "cudaEventCreate")
+        given_back(self, self._cuda.cudaEventDestroy, event)
         return event
 
     def _check(self, status: int, what: str) -> None:

@@ -97,8 +97,11 @@ def test_cublas_multiplies_rows_by_transposed_weights() -> None:
         "x, w = (rng.integers(-4, 5, s).astype(np.float32) for s in ((3, 8), (5, 8)))\n"
         "bits = lambda a: uploaded(a.astype(ml_dtypes.bfloat16).view(np.uint16))\n"
         "y = uploaded(np.zeros((3, 5), np.uint16))\n"
+        "destroyed = []\n"
+        "Double.cublasDestroy_v2 = lambda *handle: destroyed.append(handle)\n"
         "cublas.Cublas(Clock()).multiply(bits(x), bits(w), y)\n"
-        "assert (y.numpy().view(ml_dtypes.bfloat16).astype(np.float32) == x @ w.T).all()\n",
+        "assert (y.numpy().view(ml_dtypes.bfloat16).astype(np.float32) == x @ w.T).all()\n"
+        "assert len(destroyed) == 1\n",
         **toolkit(),
     )
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.gpu.builder import FAILED, folder_of, is_built
 from tests.gpu.check import CRASHED, SKIPPED, Check, Record, family_of
+from tests.gpu.kernels import AgainstEmulator
 from tests.gpu.plan import Options, plan
 from tests.gpu.worker import MARK
 from tests.targets.cuda.fake_nvcc import ROOT
@@ -80,6 +81,11 @@ def _leave_out(
 @contextmanager
 def _builders(folder: Path, options: Options) -> "Iterator[list[subprocess.Popen[bytes]]]":
     """Each compiles kernels on several cores. They are ended with what they started."""
+    if any(isinstance(check, AgainstEmulator) for check in plan(options)):
+        from tests.targets.cuda.fake_gpu import fake_cuda
+
+        with suppress(RuntimeError, OSError, StopIteration):  # each check says so by itself
+            fake_cuda()  # once for all of them
     cores = len(os.sched_getaffinity(0))
     command = [sys.executable, "-m", "tests.gpu.builder", str(folder), options.to_json()]
     processes = [

@@ -89,6 +89,19 @@ def test_what_is_on_the_gpu_is_not_for_the_host_to_touch() -> None:
     assert (done.stdout, done.returncode) == ("until here\n", -signal.SIGSEGV), done.stderr
 
 
+def test_a_clock_gives_back_its_stream_and_events() -> None:
+    runs(
+        "alive = clocks.ctypes.CDLL(clocks.RUNTIME).fake_cuda_alive\n"
+        "before, another = alive(), clocks.Clock()\n"
+        "recorded = another.record(lambda: module['copy'](x, y), 2)\n"
+        "assert alive() == before + 4\n"
+        "del another\n"
+        "assert alive() == before + 4\n"  # the graph is of its stream
+        "del recorded\n"
+        "assert alive() == before\n"
+    )
+
+
 def test_what_cannot_be_captured_is_launched() -> None:
     runs(
         "clock._cuda = type('Runtime', (), {})()\n"
