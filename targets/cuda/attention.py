@@ -20,14 +20,14 @@ Expr = Any
 def legalize_attention(builder: Builder, call: Any) -> Any:
     what = described(call)
     q, k, v, *mask = call.args
-    scores = builder.emit(
+    found = builder.emit(
         builder.call_te(
-            lambda *args: _scores(what, *args), q, k, *mask, primfunc_name_hint="attention_scores"
+            lambda *args: scores(what, *args), q, k, *mask, primfunc_name_hint="attention_scores"
         )
     )
-    weights = builder.emit(builder.call_te(topi.nn.softmax, scores, primfunc_name_hint="softmax"))
+    weights = builder.emit(builder.call_te(topi.nn.softmax, found, primfunc_name_hint="softmax"))
     return builder.call_te(
-        lambda *args: _values(what, *args), weights, v, primfunc_name_hint="attention_values"
+        lambda *args: values(what, *args), weights, v, primfunc_name_hint="attention_values"
     )
 
 
@@ -36,7 +36,8 @@ def _extents(layout: str, tensor: Any) -> tuple[Expr, Expr]:
     return tensor.shape[layout.index("B")], tensor.shape[layout.index("S")]
 
 
-def _scores(what: Attention, q: Any, k: Any, mask: Any = None) -> Any:
+def scores(what: Attention, q: Any, k: Any, mask: Any = None) -> Any:
+    """The tensor expression (B, H, Q, K)."""
     batch, queries = _extents(what.q.layout, q)
     _, keys = _extents(what.k.layout, k)
     d = te.reduce_axis((0, what.depth), "d")
@@ -61,7 +62,8 @@ def _scores(what: Attention, q: Any, k: Any, mask: Any = None) -> Any:
     return te.compute(shape, score, "scores")
 
 
-def _values(what: Attention, weights: Any, v: Any) -> Any:
+def values(what: Attention, weights: Any, v: Any) -> Any:
+    """The tensor expression (B, Q, H, D) of weights (B, H, Q, K)."""
     batch, _, queries, keys = weights.shape
     j = te.reduce_axis((0, keys), "j")
 

@@ -14,6 +14,7 @@ from tests.gpu.kernels import AgainstEmulator, AgainstNumpy, EmulatedCheck, Kern
 from tests.gpu.models import FORMAT, Model
 from tests.gpu.prologue import Prologued
 from tests.gpu.quantize import Decode, Quantize
+from tests.gpu.scheduled import Append, FloatProduct, LongAttention
 from tests.gpu.speed import GemmSpeed, QuantizeSpeed
 from tests.targets.cuda.attention_cases import CASES
 from tests.targets.cuda.fake_nvcc import ROOT
@@ -84,7 +85,12 @@ def _all(options: Options) -> Iterator[Check]:
     for kernel in _others(best):
         yield AgainstEmulator(kernel)
     for arch in options.archs:
-        for kernel in (*_gemms(arch, sizes), *_quantizations(arch), *_others(arch)):
+        for kernel in (
+            *_gemms(arch, sizes),
+            *_quantizations(arch),
+            *_others(arch),
+            *_scheduled(arch, *sizes),
+        ):
             yield AgainstNumpy(kernel)
     for arch in others:
         yield from _tiny_lm(arch, options.is_small)
@@ -134,6 +140,13 @@ def _others(arch: str) -> Iterator[EmulatedCheck]:
         yield Attention(case, arch, few=False)
     for name in FORMATS:
         yield Decode(name, arch)
+
+
+def _scheduled(arch: str, rows: tuple[int, ...], n: int, k: int) -> Iterator[KernelCheck]:
+    yield FloatProduct(arch, rows, n, k)
+    yield Append(arch, 5, 1)
+    yield Append(arch, 130, 67)
+    yield LongAttention(arch)
 
 
 def _tiny_lm(arch: str, is_small: bool) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from tests.gpu.gemm import Gemm
 from tests.gpu.kernels import every_bit, within
 from tests.gpu.plan import SMALL, Options, archs_of, kernel_checks, plan
 from tests.gpu.quantize import Quantize, expected_operands
+from tests.gpu.scheduled import Append, FloatProduct
 from tests.targets.cuda import needs
 from tests.targets.cuda.fake_gpu import ROOT, machine, toolkit
 from tests.targets.cuda.fake_gpu import run as run_on_gpu
@@ -29,6 +30,7 @@ CUBLAS += "cublas._load = Double\n"
 FEW = ("--only", "quantize mxint8_bfloat16 sm_80 K", "--only", "decode mxint4")
 PROLOGUES = ("--only", "add_layer_norm_hadamard", "--only", "silu_multiply nvfp4")
 GEMM = ("--only", "gemm exact_mxint8_mxint8_sm_80")
+SCHEDULED = ("--only", "linear float32", "--only", "append", "--only", "attention sm_80, heads of")
 
 
 def on_emulated_gpu(code: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +50,7 @@ def check_gpu(
 
 @needs.nvcc
 def test_every_kernel_is_right_there(tmp_path: Path) -> None:
-    done, found = check_gpu(*FEW, *GEMM, *PROLOGUES, FOLDER=str(tmp_path))
+    done, found = check_gpu(*FEW, *GEMM, *PROLOGUES, *SCHEDULED, FOLDER=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     records = {record["name"]: record for record in found["records"]}
     assert {record["status"] for record in records.values()} == {"passed"}, records
@@ -60,6 +62,8 @@ def test_every_kernel_is_right_there(tmp_path: Path) -> None:
     behind = [name for name in records if name.startswith("quantize behind")]
     assert len(behind) == 3
     assert all(0 < records[name]["figures"]["share_of_bound"] < 1 for name in behind)
+    scheduled = [f"linear float32_sm_80 N={SMALL[1]} K={SMALL[2]}", "append 67 rows to 130 sm_80"]
+    assert {*scheduled, "attention sm_80, heads of 160 numbers"} <= set(records)
     assert done.stdout.strip().endswith("passed")
 
 
@@ -232,6 +236,23 @@ def test_a_wrong_sum_is_noticed() -> None:
     missing = {**outputs, "normal 2": np.full_like(right, np.nan)}
     with pytest.raises(WrongError, match=r"M=2, normal .* 144 of 144 .*; 1 of 2 are right"):
         check.judge(missing)
+
+
+def test_a_wrong_row_or_number_is_noticed() -> None:
+    append = Append("sm_80", 5, 2)
+    right = {"state": append._state(), "rows": append._rows()}
+    right["state"][5:] = right["rows"].transpose(2, 0, 1, 3)
+    assert append.judge(right)["agreement"] == "every bit"
+    right["state"][[5, 6]] = right["state"][[6, 5]]
+    with pytest.raises(WrongError, match="state: 480 of 1680 differ"):
+        append.judge(right)
+    linear = FloatProduct("sm_80", *SMALL)
+    w, bias = linear._weights()
+    outputs = {str(m): linear._x(m) @ w.T + bias for m in linear.rows}
+    assert linear.judge(outputs)["share_of_bound"] < 1
+    outputs["13"][12, 71] -= bias[71]
+    with pytest.raises(WrongError, match="M=13: 1 of 936 are off"):
+        linear.judge(outputs)
 
 
 @pytest.mark.parametrize("arch", ["sm_120a", "sm_100a+tcgen05"])

@@ -26,6 +26,7 @@ CASES = {  # batch, queries, keys, heads, key heads, depth, value depth, causal,
     "eight heads of one, a mask of heads": (1, 4, 40, 8, 1, 16, 8, True, "HQK"),
     "too many rows for a block": (1, 5, 40, 8, 1, 16, 8, True, None),
     "eleven heads of one": (1, 1, 40, 11, 1, 16, 8, True, None),
+    "more keys than a head has numbers": (1, 35, 150, 1, 1, 128, 128, True, None),
     "a mask of everything": (2, 34, 33, 2, 1, 16, 16, False, "BHQK"),
 }
 
