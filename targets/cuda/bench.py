@@ -17,7 +17,7 @@ from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.targets.cuda.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cuda.layout import Array
-from lbcompiler.targets.cuda.library import Library
+from lbcompiler.targets.cuda.library import Library, MakeLibrary
 
 FEW_ROWS = 16  # up to here a linear reads its weights for little arithmetic
 MOST_COPIES = 256  # of one weight that take turns
@@ -62,6 +62,7 @@ def timed_linear(
     cold: int,
     tuned: Tuned,
     clock: Clock,
+    library: MakeLibrary = Library.of,
 ) -> TimedLinear:
     """The linear of shape (M, K, N) on random data, with the config that `compile` would choose.
 
@@ -71,8 +72,8 @@ def timed_linear(
     m, k, n = shape
     kernel, rng = kernel_for(weight, act, arch), np.random.default_rng(0)
     chosen = tuned.choose(kernel, n, k)
-    library = Library.of(functions_of(kernel, n, k, chosen.config), arch)
-    linear = Linear(kernel, m, k, n, library.load(), clock)
+    module = library(functions_of(kernel, n, k, chosen.config), arch).load()
+    linear = Linear(kernel, m, k, n, module, clock)
     x = uploaded(rng.standard_normal((m, k), np.float32))
     operands, packed = quantized_rows(linear, x), packed_weights(linear, rng)
     size = sum(map(bytes_of, packed))
@@ -97,14 +98,19 @@ def timed_linear(
 
 
 def timed_quantize(
-    fmt: BlockFormat, arch: Arch, shape: tuple[int, int], rotation: Rotation | None, clock: Clock
+    fmt: BlockFormat,
+    arch: Arch,
+    shape: tuple[int, int],
+    rotation: Rotation | None,
+    clock: Clock,
+    library: MakeLibrary = Library.of,
 ) -> tuple[Recorded, int]:
     """(the quantization of x (M, K), rotated first if asked, recorded; bytes it reads and writes
     at least). Copies of x and of the results take turns, so that none is in the L2 cache.
     """
     m, k = shape
     kernel = kernel_for(fmt, fmt, arch)
-    module = Library.of({"q": rotated_quantize(kernel, k, rotation)}, arch).load()
+    module = library(rotated_function(kernel, k, rotation), arch).load()
     x = uploaded(np.random.default_rng(0).standard_normal((m, k), np.float32))
     operands = [tvm.runtime.empty(s, d, clock.device) for s, d in kernel.quantized_shapes(m, k)]
     held = [x, *operands]
@@ -120,6 +126,11 @@ def functions_of(kernel: LinearKernel, n: int, k: int, config: Any) -> dict[str,
         "gemm": kernel.gemm(n, k, bias=False, config=config),
         "quantize": kernel.quantize(k, rule_of(kernel)),
     }
+
+
+def rotated_function(kernel: LinearKernel, k: int, rotation: Rotation | None) -> dict[str, Any]:
+    """The PrimFunc `q` that is timed."""
+    return {"q": rotated_quantize(kernel, k, rotation)}
 
 
 def rotated_quantize(kernel: LinearKernel, k: int, rotation: Rotation | None) -> Any:

@@ -11,7 +11,7 @@ from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.bench import visit
 from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.targets.cuda.intrinsics import Device, int64, kernel, launch
-from lbcompiler.targets.cuda.library import Library
+from lbcompiler.targets.cuda.library import Library, MakeLibrary
 
 COPY_BYTES = 1 << 30  # many times any L2 cache
 THREADS = 256
@@ -29,10 +29,11 @@ _COPY = (
 COPY = "copy "
 
 
-def copies(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int]:
+def copies(
+    arch: Arch, clock: Clock, library: MakeLibrary = Library.of
+) -> tuple[dict[str, Recorded], int]:
     """(ways to copy, the bytes that one moves): a kernel, and the driver's own copy."""
-    count = max(1, COPY_BYTES // PIECE)
-    module = Library.of({"copy": _copy(count)}, arch).load()
+    count, module = _count(), library(copy_function(), arch).load()
     x, y = (tvm.runtime.empty((count * PIECE,), "uint8", clock.device) for _ in range(2))
     ways = {
         COPY + "kernel": visit(clock, lambda: module["copy"](x, y)),
@@ -44,6 +45,15 @@ def copies(arch: Arch, clock: Clock) -> tuple[dict[str, Recorded], int]:
 def copy_rate(took: Mapping[str, float], moved: int) -> float:
     """Bytes a second of the faster way, `took` being the seconds of each among others."""
     return moved / min(seconds for name, seconds in took.items() if name.startswith(COPY))
+
+
+def copy_function() -> dict[str, Any]:
+    """The PrimFunc `copy` of as much as is timed."""
+    return {"copy": _copy(_count())}
+
+
+def _count() -> int:
+    return max(1, COPY_BYTES // PIECE)
 
 
 def _copy(count: int) -> Any:

@@ -5,7 +5,7 @@ loaded through TVM's CUDA runtime.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from lbcompiler.targets.cuda.codegen import generate
 from lbcompiler.targets.cuda.device_code import DeviceCode
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 from lbcompiler.targets.virtual_machine import link
+
+MakeLibrary = Callable[[Mapping[str, Any], Arch], "Library"]  # `Library.of`, or one that keeps them
 
 
 @dataclass(frozen=True)

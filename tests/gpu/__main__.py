@@ -3,6 +3,9 @@
 One command, no network, as long as `--seconds` allows; docs/cuda.md says what is checked. Progress
 goes to stderr, a table to stdout, everything to `--json`, which is whole after every check. Exit
 status: 0, 1 where a check failed, 2 where none was run to its end.
+
+`--build DIR --capability 9.0` compiles all of it on a machine without a GPU, `--built DIR` runs it
+on one without a compiler.
 """
 
 import argparse
@@ -11,24 +14,28 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lbcompiler.files import appearing
 from tests.gpu import environment, run
+from tests.gpu.builders import build_all
 from tests.gpu.check import CRASHED, FAILED, MEASURED, PASSED, SKIPPED, Record
 from tests.gpu.plan import Options, archs_of, plan
 
 SECONDS = 540.0
 WRONG = (FAILED, CRASHED)
 NOT_REACHED = "not reached"
+OPTIONS = "options.json"  # of what was built, beside it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     start = time.monotonic()
-    here = environment.look()
+    if asked.build is not None:
+        return _build(asked)
+    here = environment.look(asked.built is not None)
     for name, fact in here.facts.items():
         print(f"{name}: {fact}", file=sys.stderr)
     for text in here.missing:
@@ -41,12 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not archs:
         print(f"there are no kernels for {here.gpu.name}")
         return 2
-    models = dict(text.partition("=")[::2] for text in asked.model)
-    for label, path in models.items():
-        if not Path(path).is_file():
-            print(f"--model {label}={path}: there is no such file", file=sys.stderr)
-            return 2
-    options = Options(archs, models, asked.small, tuple(asked.only))
+    options = _options(asked, archs)
+    if options is None:
+        return 2
     print(f"{len(plan(options))} checks of {', '.join(archs)}", file=sys.stderr)
     told: list[Record] = []
 
@@ -57,12 +61,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(asked.json, here, told, start)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
-    records = run.run_all(options, asked.seconds - (time.monotonic() - start), tell)
+    records = run.run_all(options, asked.seconds - (time.monotonic() - start), tell, asked.built)
     _write(asked.json, here, records, start)
     print(summary(records))
     if any(record.status in WRONG for record in records):
         return 1
     return 0 if any(record.status in (PASSED, MEASURED) for record in records) else 2
+
+
+def _options(asked: argparse.Namespace, archs: tuple[str, ...]) -> Options | None:
+    """What is asked for, or was when it was built; None where that cannot be, which is said."""
+    if asked.built is not None:
+        if not (asked.built / OPTIONS).is_file():
+            print(f"{asked.built} is not what --build leaves: it has no {OPTIONS}")
+            return None
+        held = Options.of((asked.built / OPTIONS).read_text())
+        if not set(held.archs) <= set(archs):
+            print(f"{asked.built} is for {', '.join(held.archs)}, which this GPU does not run")
+            return None
+        return replace(held, only=tuple(asked.only))
+    models = dict(text.partition("=")[::2] for text in asked.model)
+    for label, path in models.items():
+        if not Path(path).is_file():
+            print(f"--model {label}={path}: there is no such file", file=sys.stderr)
+            return None
+    return Options(archs, models, asked.small, tuple(asked.only))
+
+
+def _build(asked: argparse.Namespace) -> int:
+    """0, 1 where a check could not be built, 2 where nothing was."""
+    options = _options(asked, archs_of(asked.capability))
+    if options is None:
+        return 2
+    if not options.archs or asked.build.exists():
+        print(f"there are no kernels for that GPU, or there is already a {asked.build}")
+        return 2
+    asked.build.mkdir(parents=True)
+    (asked.build / OPTIONS).write_text(options.to_json())
+
+    def tell(done: int, total: int) -> None:
+        print(f"{done} of {total} are built", file=sys.stderr)
+
+    reasons = build_all(asked.build, options, tell)
+    for name, reason in reasons.items():
+        print(f"not built: {name}: {reason}")
+    return 1 if reasons else 0
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", default=[], metavar="TEXT", help="checks whose name holds it"
     )
+    parser.add_argument("--build", type=Path, metavar="DIR", help="compile into it, run nothing")
+    parser.add_argument(
+        "--capability", type=_capability, default=(9, 0), help="of the GPU that --build is for"
+    )
+    parser.add_argument("--built", type=Path, metavar="DIR", help="run what --build left there")
     parser.add_argument("--small", action="store_true", help="shapes for an emulated GPU")
     return parser
 

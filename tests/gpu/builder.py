@@ -2,25 +2,20 @@
 the order of the plan. Several run at once.
 """
 
+import hashlib
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests.gpu.check import Check, library_of
 from tests.gpu.plan import Options, plan
 
-CLAIMED, DONE, FAILED = "claimed", "built", "not built"
+DONE, FAILED = "built", "not built"
 
 
-def folder_of(root: Path, index: int) -> Path:
-    return root / f"{index:03}"
-
-
-def homes(checks: Sequence[Check]) -> list[int]:
-    """Of each check the index of that which is built for it: the first of its library."""
-    first: dict[str, int] = {}
-    return [first.setdefault(library_of(check), index) for index, check in enumerate(checks)]
+def folder_of(root: Path, check: Check) -> Path:
+    """Where it is built: checks of one library in the same."""
+    return root / hashlib.sha256(library_of(check).encode()).hexdigest()[:16]
 
 
 def is_built(folder: Path) -> bool:
@@ -41,17 +36,13 @@ def build(check: Check, folder: Path) -> None:
 
 
 def main(root: Path, options: Options) -> None:
-    checks = plan(options)
-    for index, home in enumerate(homes(checks)):
-        if home != index:
-            continue
-        folder = folder_of(root, index)
-        folder.mkdir(exist_ok=True)
+    for check in plan(options):
+        folder = folder_of(root, check)
         try:
-            (folder / CLAIMED).touch(exist_ok=False)
-        except FileExistsError:
+            folder.mkdir()
+        except FileExistsError:  # another builder has begun it
             continue
-        build(checks[index], folder)
+        build(check, folder)
 
 
 if __name__ == "__main__":

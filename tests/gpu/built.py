@@ -1,6 +1,9 @@
 """A library of kernels as files, between the process that builds it and the one that runs it."""
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,33 @@ HOST, DEVICE, SOURCES = "host.so", "kernels.safetensors", "sources.json"
 CALLS = 3
 
 
-def build(functions: dict[str, Any], arch: Arch, folder: Path) -> None:
+def build(functions: Mapping[str, Any], arch: Arch, folder: Path) -> None:
     library = Library.of(functions, arch)
     (folder / HOST).write_bytes(library.host)
     (folder / DEVICE).write_bytes(library.device)
     (folder / SOURCES).write_text(json.dumps(dict(library.sources)))
+
+
+def read(folder: Path) -> Library:
+    host, device = ((folder / name).read_bytes() for name in (HOST, DEVICE))
+    return Library(host, device, json.loads((folder / SOURCES).read_text()))
+
+
+class Shelf:
+    """Libraries in a folder, each under the text of its functions: what was built is found again
+    where there is no compiler.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def of(self, functions: Mapping[str, Any], arch: Arch) -> Library:
+        text = arch.name + tvm.IRModule(dict(functions)).script()
+        place = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not place.exists():
+            place.mkdir()
+            build(functions, arch, place)
+        return read(place)
 
 
 class Loaded:
@@ -31,11 +56,10 @@ class Loaded:
     def __init__(self, folder: Path, emulated: bool = False) -> None:
         self.device = tvm.cuda(0)
         self.calls = 1 if emulated else CALLS
-        host, device = ((folder / name).read_bytes() for name in (HOST, DEVICE))
-        sources = json.loads((folder / SOURCES).read_text())
+        library = read(folder)
         if emulated:
-            device = _emulated(folder, sources)
-        self.module = Library(host, device, sources).load()
+            library = replace(library, device=_emulated(folder, library.sources))
+        self.module = library.load()
 
     def __call__(self, name: str, given: list[Array], results: list[Array]) -> list[Array]:
         """What the function writes over `results`, which its memory is filled with before. Raises
@@ -59,12 +83,12 @@ class Loaded:
         return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
 
 
-def _emulated(folder: Path, sources: dict[str, str]) -> bytes:
+def _emulated(folder: Path, sources: Mapping[str, str]) -> bytes:
     """The device's file with emulated kernels."""
     from tests.targets.cuda.fake_nvcc import image_of
 
     held = DeviceCode.read(folder / DEVICE)
-    image = image_of(sources)
+    image = image_of(dict(sources))
     path = folder / f"emulated.{DEVICE}"
     DeviceCode(held.arch, held.entries, dict.fromkeys(held.cubins, image), {}).save(path)
     return path.read_bytes()

@@ -3,28 +3,23 @@ done or the time is over.
 """
 
 import json
-import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.builder import FAILED, folder_of, is_built
+from tests.gpu.builders import Builders, begun, bury, end
 from tests.gpu.check import CRASHED, SKIPPED, Check, Record, family_of
-from tests.gpu.kernels import AgainstEmulator
 from tests.gpu.plan import Options, plan
 from tests.gpu.worker import MARK
 from tests.targets.cuda.fake_nvcc import ROOT
 
-MOST_BUILDERS = 8
 KERNEL_S = 20.0  # for a check of a kernel: all it launches takes the GPU milliseconds
 PATIENCE_S = 150.0  # for any other: the longest waits for a model's outputs; an emulated GPU's too
 MOST_HANGS = 2  # of a family, after which its other checks are left out
@@ -35,9 +30,11 @@ Told = Callable[[Record], None]
 _GONE: dict[str, Any] = {"gone": True}
 
 
-def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
-    """A record for each check, told as it comes."""
-    checks, end = plan(options), time.monotonic() + seconds
+def run_all(
+    options: Options, seconds: float, told: Told, built: Path | None = None
+) -> list[Record]:
+    """A record for each check, told as it comes. `built`: where they were built before."""
+    checks, limit = plan(options), time.monotonic() + seconds
     records: dict[int, Record] = {}
     hangs: Counter[str] = Counter()
 
@@ -45,15 +42,12 @@ def run_all(options: Options, seconds: float, told: Told) -> list[Record]:
         records[index] = record
         told(record)
 
-    with (
-        tempfile.TemporaryDirectory(prefix="lbc-gpu-") as name,
-        _builders(Path(name), options) as builders,
-    ):
-        while time.monotonic() < end:
+    with begun(options, built) as (folder, processes):
+        while time.monotonic() < limit:
             left = [index for index in range(len(checks)) if index not in records]
             if not left:
                 break
-            hung = _run_some(Path(name), options, builders, left, end, keep)
+            hung = _run_some(folder, options, processes, left, limit, keep)
             if hung is not None:
                 hangs[family_of(hung)] += 1
                 _leave_out(hangs, checks, left, records, keep)
@@ -76,38 +70,6 @@ def _leave_out(
         if index not in records and hangs[family] >= MOST_HANGS:
             reason = f"{hangs[family]} other checks of {family} did not end"
             keep(index, Record(checks[index].name, SKIPPED, 0, reason))
-
-
-@contextmanager
-def _builders(folder: Path, options: Options) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """Each compiles kernels on several cores. They are ended with what they started."""
-    if any(isinstance(check, AgainstEmulator) for check in plan(options)):
-        from tests.targets.cuda.fake_gpu import fake_cuda
-
-        with suppress(RuntimeError, OSError, StopIteration):  # each check says so by itself
-            fake_cuda()  # once for all of them
-    cores = len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "tests.gpu.builder", str(folder), options.to_json()]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
-        for _ in range(max(1, min(MOST_BUILDERS, cores // 2)))
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            _end(process)
-
-
-def _bury(builders: "Sequence[subprocess.Popen[bytes]]", folder: Path, count: int) -> None:
-    """Where no builder is left, what none has built never will be."""
-    if any(process.poll() is None for process in builders):
-        return
-    for index in range(count):
-        held = folder_of(folder, index)
-        if not is_built(held):
-            held.mkdir(exist_ok=True)
-            (held / FAILED).write_text("the process that built it died")
 
 
 @dataclass
@@ -142,9 +104,9 @@ class _Worker:
 def _run_some(
     folder: Path,
     options: Options,
-    builders: "Sequence[subprocess.Popen[bytes]]",
+    processes: Builders,
     indices: list[int],
-    end: float,
+    limit: float,
     keep: Callable[[int, Record], None],
 ) -> Check | None:
     """As many as one process runs: all, unless it dies, hangs, or the time is over. The check that
@@ -165,11 +127,11 @@ def _run_some(
     begun: int | None = None
     has_spoken, since = False, time.monotonic()
     try:
-        while time.monotonic() < end:
+        while time.monotonic() < limit:
             try:
                 message = worker.said.get(timeout=0.2)
             except queue.Empty:
-                _bury(builders, folder, len(checks))
+                bury(processes, folder, checks)
                 patience = 0.0 if begun is None else _patience(checks[begun], options)
                 if begun is not None and time.monotonic() > since + patience:
                     reason = f"it did not end within {patience:.0f} s"
@@ -190,7 +152,7 @@ def _run_some(
             keep(begun, Record(checks[begun].name, SKIPPED, 0, f"{OVER} while it ran"))
         return None
     finally:
-        _end(process)
+        end(process)
 
 
 def _patience(check: Check, options: Options) -> float:
@@ -214,11 +176,3 @@ def _account(
     elif status:
         for index in silent:
             keep(index, Record(checks[index].name, CRASHED, 0, reason))
-
-
-def _end(process: "subprocess.Popen[Any]") -> None:
-    """A process that we started, and what it started: it leads a session of its own."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-    process.wait()

@@ -22,14 +22,15 @@ from lbcompiler.targets.cuda.bench import (
     packed_weights,
     quantized_rows,
     results_for,
-    rotated_quantize,
+    rotated_function,
     timed_linear,
     timed_quantize,
 )
-from lbcompiler.targets.cuda.ceilings import COPY, copies, copy_rate
+from lbcompiler.targets.cuda.ceilings import COPY, copies, copy_function, copy_rate
 from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.targets.cuda.kernels import LinearKernel, kernel_for
-from lbcompiler.targets.cuda.library import Library
+from lbcompiler.targets.cuda.library import MakeLibrary
+from tests.gpu.built import Shelf
 from tests.gpu.check import Figures, OfArch
 from tests.gpu.gemm import TRUNCATION, behind_the_sum, exact_product
 from tests.gpu.kernels import within
@@ -57,20 +58,18 @@ class GemmSpeed(OfArch):
         shape = "x".join(map(str, self.shape))
         return f"speed gemm {self.weight} x {self.act or 'none'} {shape} {self.arch_name}"
 
-    def build(self, _folder: Path) -> None:
-        """The cubins, into the cache."""
-        kernel, (_, k, n) = kernel_for(*self._formats, self.arch), self.shape
-        config = tuned_for(self.arch, "").choose(kernel, n, k).config
-        self._library(kernel, config)
+    def build(self, folder: Path) -> None:
+        for functions in (self._functions(), copy_function()):
+            Shelf(folder).of(functions, self.arch)
 
-    def run(self, _folder: Path) -> Figures:
-        clock, tuned = Clock(), tuned_for(self.arch, "")
-        share_of_bound = self._checked(clock)
+    def run(self, folder: Path) -> Figures:
+        clock, tuned, library = Clock(), tuned_for(self.arch, ""), Shelf(folder).of
+        share_of_bound = self._checked(clock, library)
         is_few = self.shape[0] <= FEW_ROWS
         cold = clock.cold_bytes if is_few else 0
-        linear = timed_linear(*self._formats, self.arch, self.shape, cold, tuned, clock)
+        linear = timed_linear(*self._formats, self.arch, self.shape, cold, tuned, clock, library)
         work = {"gemm": linear.gemm, "whole": linear.whole}
-        others, missing, moved = self._others(clock, cold)
+        others, missing, moved = self._others(clock, cold, library)
         took = interleaved(clock, work | others, ROUNDS)
         figures: Figures = {
             "gemm_ms": took["gemm"] * 1e3,
@@ -96,13 +95,12 @@ class GemmSpeed(OfArch):
         whole = took["cublas_bf16"] / took["whole"]
         return figures | {"share_with_quantization": whole, "reached": whole >= OF_CUBLAS}
 
-    def _checked(self, clock: Clock) -> float:
+    def _checked(self, clock: Clock, library: MakeLibrary) -> float:
         """The share of its bound that a product of whole numbers takes at this shape, which is
         larger than any other check's: blocks that stay take several shares. Raises WrongError.
         """
-        kernel, (m, k, n) = kernel_for(*self._formats, self.arch), self.shape
-        config = tuned_for(self.arch, "").choose(kernel, n, k).config
-        linear = Linear(kernel, m, k, n, self._library(kernel, config).load(), clock)
+        (m, k, n), kernel, config = self.shape, self._kernel, self._config
+        linear = Linear(kernel, m, k, n, library(self._functions(), self.arch).load(), clock)
         x = exact_rows(m, k)
         packed, results = packed_weights(linear, None), results_for(kernel, m, n, config)
         operands = quantized_rows(linear, x)
@@ -113,13 +111,24 @@ class GemmSpeed(OfArch):
         bound = behind_the_sum(kernel) * TRUNCATION * np.abs(wanted)
         return within(np.abs(results[0].numpy() - wanted), bound, "whole numbers")
 
-    def _library(self, kernel: LinearKernel, config: Any) -> Library:
+    def _functions(self) -> dict[str, Any]:
         _, k, n = self.shape
-        return Library.of(functions_of(kernel, n, k, config), self.arch)
+        return functions_of(self._kernel, n, k, self._config)
 
-    def _others(self, clock: Clock, cold: int) -> tuple[dict[str, Recorded], dict[str, str], int]:
+    @property
+    def _kernel(self) -> LinearKernel:
+        return kernel_for(*self._formats, self.arch)
+
+    @property
+    def _config(self) -> Any:
+        _, k, n = self.shape
+        return tuned_for(self.arch, "").choose(self._kernel, n, k).config
+
+    def _others(
+        self, clock: Clock, cold: int, library: MakeLibrary
+    ) -> tuple[dict[str, Recorded], dict[str, str], int]:
         """(what is timed beside it, why others are not, bytes that a copy moves)."""
-        found, moved = copies(self.arch, clock)
+        found, moved = copies(self.arch, clock, library)
         others, missing = peers(("torch",), self.shape, cold, clock)
         try:
             found["cublas_bf16"] = cublas_bf16(self.shape, cold, clock)
@@ -148,15 +157,17 @@ class QuantizeSpeed(OfArch):
         shape = "x".join(map(str, self.shape))
         return f"speed quantize {self.act} {self.rotation.name} {shape} {self.arch_name}"
 
-    def build(self, _folder: Path) -> None:
-        kernel = kernel_for(FORMATS[self.act], FORMATS[self.act], self.arch)
-        Library.of({"q": rotated_quantize(kernel, self.shape[1], self.rotation)}, self.arch)
-
-    def run(self, _folder: Path) -> Figures:
-        clock = Clock()
+    def build(self, folder: Path) -> None:
         fmt = FORMATS[self.act]
-        recorded, size = timed_quantize(fmt, self.arch, self.shape, self.rotation, clock)
-        ways, moved = copies(self.arch, clock)
+        kernel = kernel_for(fmt, fmt, self.arch)
+        rotated = rotated_function(kernel, self.shape[1], self.rotation)
+        for functions in (rotated, copy_function()):
+            Shelf(folder).of(functions, self.arch)
+
+    def run(self, folder: Path) -> Figures:
+        clock, library, what = Clock(), Shelf(folder).of, (FORMATS[self.act], self.arch, self.shape)
+        recorded, size = timed_quantize(*what, self.rotation, clock, library)
+        ways, moved = copies(self.arch, clock, library)
         took = interleaved(clock, {"quantize": recorded, **ways}, ROUNDS)
         copy = copy_rate(took, moved)
         rate = size / took["quantize"]

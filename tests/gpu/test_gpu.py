@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu import builder, run, worker
+from tests.gpu import builder, builders, run, worker
+from tests.gpu.__main__ import OPTIONS, _options, _parser, main
 from tests.gpu.built import Loaded
 from tests.gpu.check import Record, WrongError
 from tests.gpu.gemm import Gemm
@@ -49,8 +51,13 @@ def check_gpu(
 
 
 @needs.nvcc
-def test_every_kernel_is_right_there(tmp_path: Path) -> None:
-    done, found = check_gpu(*FEW, *GEMM, *PROLOGUES, *SCHEDULED, FOLDER=str(tmp_path))
+def test_every_kernel_is_right_where_there_is_no_compiler(tmp_path: Path) -> None:
+    only, built = (*FEW, *GEMM, *PROLOGUES, *SCHEDULED), str(tmp_path / "built")
+    build = ("--build", built, "--capability", "8.0", "--small", *only)
+    command, here = [sys.executable, "-m", "tests.gpu", *build], {**os.environ, **toolkit()}
+    subprocess.run(command, env=here, cwd=ROOT, check=True)
+    bare = {"PATH": "/nowhere", "CUDACXX": "/nowhere"}
+    done, found = check_gpu("--built", built, *only, FOLDER=str(tmp_path), **bare)
     assert done.returncode == 0, done.stdout + done.stderr
     records = {record["name"]: record for record in found["records"]}
     assert {record["status"] for record in records.values()} == {"passed"}, records
@@ -82,19 +89,41 @@ def test_a_kernel_that_fails_does_not_stop_the_others(
     assert all(said in record["reason"] for record in own), own
 
 
+def test_what_is_run_is_what_was_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = _parser().parse_args(["--built", str(tmp_path), "--only", "decode"])
+    assert _options(asked, ("sm_80",)) is None
+    assert "not what --build leaves" in capsys.readouterr().out
+    held = Options(("sm_80",), {"lm": "lm.onnx"}, True)
+    (tmp_path / OPTIONS).write_text(held.to_json())
+    assert _options(asked, ("sm_90a", "sm_90")) is None
+    assert "is for sm_80, which this GPU does not run" in capsys.readouterr().out
+    assert _options(asked, ("sm_80",)) == replace(held, only=("decode",))
+    assert main(["--build", str(tmp_path), "--capability", "8.0"]) == 2
+    checks = plan(Options(("sm_80",), only=("decode mxint4",)))
+    builders.bury((), tmp_path, checks)
+    folder = builder.folder_of(tmp_path, checks[0])
+    assert (folder / builder.FAILED).read_text() == "it is not in the folder"
+
+
 @needs.nvcc
-def test_rows_of_speed_are_shares_of_what_was_measured_beside() -> None:
+def test_rows_of_speed_are_shares_of_what_was_measured_beside(tmp_path: Path) -> None:
     done = on_emulated_gpu(
         CUBLAS + "from lbcompiler.ir.rotation import Rotation\n"
         "from lbcompiler.targets.cuda import bench, ceilings\n"
         "from lbcompiler.targets.cuda.machine import gpu_for\n"
+        "from pathlib import Path\n"
+        "from tests.gpu import built\n"
         "from tests.gpu.speed import GemmSpeed, QuantizeSpeed\n"
         "ceilings.COPY_BYTES, bench.VISIT_S = ceilings.PIECE, 0\n"
         "gpu_for('', 'the test runs')\n"
-        "few = GemmSpeed('mxint8', 'mxint8', 'sm_80', (3, 64, 48)).run(None)\n"
-        "many = GemmSpeed('mxint8', None, 'sm_80', (20, 64, 48)).run(None)\n"
+        "checks = (GemmSpeed('mxint8', 'mxint8', 'sm_80', (3, 64, 48)),\n"
+        "          GemmSpeed('mxint8', None, 'sm_80', (20, 64, 48)),\n"
+        "          QuantizeSpeed('mxint8', Rotation(32), 'sm_80', (5, 64)))\n"
+        "for check in checks:\n"
+        f"    check.build(Path({str(tmp_path)!r}))\n"
+        "built.build = None\n"  # all is found again
+        f"few, many, rotated = (check.run(Path({str(tmp_path)!r})) for check in checks)\n"
         "assert few['whole_numbers'] == many['whole_numbers'] == 'every bit', (few, many)\n"
-        "rotated = QuantizeSpeed('mxint8', Rotation(32), 'sm_80', (5, 64)).run(None)\n"
         "assert few['share'] * few['copy_gb_s'] > few['weight_gb_s'] * 0.999, few\n"
         "assert few['reached'] == (few['share_with_quantization'] >= 0.8), few\n"
         "assert few['of'] == 'copy', few\n"
@@ -127,7 +156,7 @@ def test_what_hangs_twice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         return check if is_wide else None
 
     monkeypatch.setattr(run, "_run_some", hangs_or_passes)
-    monkeypatch.setattr(run, "_builders", lambda *_: nullcontext([]))
+    monkeypatch.setattr(run, "begun", lambda *_: nullcontext((Path(), [])))
     records = run.run_all(options, 60, lambda _: None)
     names = [check.name for check in plan(options)]
     assert [record.name for record in records] == names
@@ -177,11 +206,14 @@ def fake_nvcc_that_fails(folder: Path) -> Path:
 def test_checks_whose_builder_died_are_not_waited_for(tmp_path: Path) -> None:
     process = subprocess.Popen(["false"])
     process.wait()
-    builder.folder_of(tmp_path, 0).mkdir()
-    (builder.folder_of(tmp_path, 0) / builder.DONE).touch()
-    run._bury([process], tmp_path, 2)
-    assert not (builder.folder_of(tmp_path, 0) / builder.FAILED).exists()
-    assert "died" in (builder.folder_of(tmp_path, 1) / builder.FAILED).read_text()
+    checks = plan(Options(("sm_80",), only=("decode mxint4", "decode mxint8")))
+    first, *others = {builder.folder_of(tmp_path, check) for check in checks}
+    first.mkdir()
+    (first / builder.DONE).touch()
+    builders.bury([process], tmp_path, checks)
+    assert not (first / builder.FAILED).exists()
+    assert others
+    assert all("died" in (folder / builder.FAILED).read_text() for folder in others)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import tvm
 from lbcompiler.errors import never_freed
 from lbcompiler.targets.cuda.machine import gpu_for
 from tests.gpu.builder import FAILED as NOT_BUILT
-from tests.gpu.builder import folder_of, homes, is_built
+from tests.gpu.builder import folder_of, is_built
 from tests.gpu.check import (
     FAILED,
     MEASURED,
@@ -43,7 +43,7 @@ WELL_S = 5.0  # for a few bytes there and back; a GPU that hangs never brings th
 def main(root: Path, options: Options, indices: list[int]) -> int:
     gpu_for(options.archs[0], "the check runs")
     checks, left = plan(options), list(indices)
-    folders = [folder_of(root, home) for home in homes(checks)]
+    folders = [folder_of(root, check) for check in checks]
     while left:
         index = next((i for i in left if is_built(folders[i])), None)
         if index is None:
