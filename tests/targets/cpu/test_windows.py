@@ -27,7 +27,7 @@ GEOMETRY = {  # kernel, strides, padding (top, left, bottom, right), dilation
     "flat": ((1, 5), (1, 1), (0, 2, 0, 2), (1, 1)),
 }
 CHANNELS = (1, 3, 32, 40, 320)
-PAIRS = [("mxint8", "mxint8"), ("mxfp4", "mxfp4"), ("nvfp4", "nvfp4"), ("nvint4", "mxint8")]
+PAIRS = [("mxint8", "mxint8"), ("nvfp4", "nvfp4"), ("nvint4", "mxint8")]
 PAIRS += [("mxfp8", "mxfp8")]
 SIZES = ((2, 5, 7), (1, 4, 21))
 
