@@ -62,6 +62,8 @@ def collect(
     except BaseException:
         state.save(unfinished, _named(found))
         raise
+    for statistics in found.values():
+        statistics.end()
     _check(groups, found, samples.name)
     state.save(name, _named(found))
     state.remove(unfinished)
@@ -88,7 +90,7 @@ def _observe(
 def _check(groups: Sequence[Group], found: Statistics, source: str) -> None:
     for group in groups:
         statistics = found[group.name]
-        if not statistics.rows:
+        if not len(statistics.sample):
             raise InputError(f"{source} gives layer {group.name!r} nothing to learn from: no rows")
         if not (np.isfinite(statistics.absmax).all() and np.isfinite(statistics.hessian).all()):
             raise InputError(

@@ -23,7 +23,7 @@ from lbcompiler.files import appearing
 from lbcompiler.ir.model import Array
 
 STATE = "state.json"
-SCHEMA = 1
+SCHEMA = 2  # raised where what was kept would be measured otherwise now
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What is learned of one x: the input that a group of linears reads, over all rows (tokens) seen.
 
 Rows are split in two: most make up the Hessian that quantizers minimize over, a sample is held back
-and judges what they made. Crest factors are of a block, max|x| / rms(x) (arXiv 2510.25602, section
-4), kurtosis of a row, E[x^4] / E[x^2]^2 (arXiv 2506.19697). First tokens are counted by themselves:
-decoders park massive activations there (arXiv 2502.06415)."""
+and judges what they made. Where a batch is one row (the head of a model that takes pictures one by
+one), every eighth is of the sample. Crest factors are of a block, max|x| / rms(x) (arXiv
+2510.25602, section 4), kurtosis of a row, E[x^4] / E[x^2]^2 (arXiv 2506.19697). First tokens are
+counted by themselves: decoders park massive activations there (arXiv 2502.06415)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ import numpy as np
 
 from lbcompiler.ir.model import Array
 
+EVERY = 8  # of rows that come alone
 CREST_BLOCKS = (16, 32)
 CREST_BINS_A_UNIT = 10
 CREST_EDGES = np.linspace(1.0, 6.0, 5 * CREST_BINS_A_UNIT + 1)  # sqrt(32) = 5.66 is the most
@@ -63,7 +65,8 @@ class InputStatistics:
 
     def add(self, x: Array, seen: Array | None, held_back: int, draw: np.random.Generator) -> None:
         """One batch x (.., K); `seen` (..) is false where a token is padding. `held_back` rows, at
-        positions drawn, go into the sample and not into the Hessian.
+        positions drawn, go into the sample and not into the Hessian: at most half of the batch, or
+        a row that comes alone while the sample is less than an eighth of the rows before it.
         """
         rows = x.reshape(-1, x.shape[-1])
         is_first = _first_tokens(x.shape)
@@ -80,13 +83,24 @@ class InputStatistics:
         for which, largest in ((is_first, self.first_absmax), (~is_first, self.rest_absmax)):
             np.maximum(largest, magnitude[which].max(axis=0, initial=0.0), out=largest)
         self._add_shape(rows, magnitude)
+        most = len(rows) // 2 if len(rows) > 1 else int(len(self.sample) * EVERY <= self.rows)
         chosen = np.zeros(len(rows), bool)
-        chosen[draw.permutation(len(rows))[: min(held_back, len(rows) // 2)]] = True
+        chosen[draw.permutation(len(rows))[: min(held_back, most)]] = True
         self.sample = np.concatenate([self.sample, rows[chosen]])
         if self.hessian.size:
             learned = rows[~chosen]
             self.hessian += learned.T @ learned
         self.counts += (len(rows), np.count_nonzero(~chosen), np.count_nonzero(is_first), 1)
+
+    def end(self) -> None:
+        """No batch follows: where all rows are in the sample (there is one), they are learned from
+        as well.
+        """
+        if self.counts[1] or not len(self.sample):
+            return
+        if self.hessian.size:
+            self.hessian += self.sample.T @ self.sample
+        self.counts[1] = len(self.sample)
 
     def _add_shape(self, rows: Array, magnitude: Array) -> None:
         squares = np.square(rows)

@@ -12,8 +12,10 @@ from lbcompiler.calibration.state import State
 from lbcompiler.calibration.statistics import CREST_EDGES, InputStatistics, statistics_of
 from lbcompiler.errors import InputError
 from lbcompiler.frontend import import_model
+from lbcompiler.ir import ops
 from lbcompiler.passes import OBSERVE
 from lbcompiler.pipeline import run
+from tests.passes.build import Body, model_of
 
 DRAW = np.random.default_rng(0)
 SUM_ERROR = 1e-4  # float32 sums of some thousand squares
@@ -50,7 +52,24 @@ def test_the_sample_is_held_out_of_the_hessian() -> None:
 
 def test_a_short_batch_keeps_half_of_its_rows_to_learn_from() -> None:
     assert gathered(np.ones((3, 16), np.float32), held_back=9).sample.shape == (1, 16)
-    assert gathered(np.ones((1, 16), np.float32), held_back=9).sample.shape == (0, 16)
+
+
+def test_of_rows_that_come_alone_every_eighth_judges() -> None:
+    rows = DRAW.standard_normal((50, 1, 16)).astype(np.float32)
+    found = gathered(*rows)
+    found.end()
+    np.testing.assert_array_equal(found.sample, rows[::8, 0])
+    assert int(found.counts[1]) == 43
+    rest = np.delete(rows[:, 0], np.s_[::8], axis=0)
+    np.testing.assert_allclose(found.mean_hessian, rest.T @ rest / 43, atol=SUM_ERROR)
+
+
+def test_the_only_row_is_learned_from_and_judges() -> None:
+    row = DRAW.standard_normal((1, 16)).astype(np.float32)
+    found = gathered(row)
+    found.end()
+    np.testing.assert_array_equal(found.sample, row)
+    np.testing.assert_array_equal(found.mean_hessian, row.T @ row)
 
 
 def test_padding_is_not_seen() -> None:
@@ -124,6 +143,21 @@ def test_a_pass_that_was_stopped_goes_on(tiny: tuple[Simulator, Samples], tmp_pa
     for name, statistics in whole.items():
         for key, array in statistics.arrays().items():
             np.testing.assert_array_equal(array, resumed[name].arrays()[key])
+
+
+def one_linear(batch: np.ndarray) -> tuple[Simulator, Samples]:
+    """A model of one layer, "only", and a batch."""
+
+    def write(body: Body, x: object) -> object:
+        return body(ops.dense(x, body.weight("w", 8, batch.shape[-1]), layer=body.layer("only")))
+
+    simulator = Simulator(model_of({"x": ["n", batch.shape[-1]]}, write))
+    return simulator, Samples("rows", "rows", 1, lambda: iter([{"x": batch}]))
+
+
+def test_a_layer_that_sees_no_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rows gives layer 'only' nothing to learn from"):
+        collect(*one_linear(np.zeros((0, 16), np.float32)), State.open(tmp_path, {}))
 
 
 def test_data_on_which_the_model_overflows_is_refused(
