@@ -2,13 +2,17 @@
 
 The pass is interrupted without loss: what was gathered is kept in the state folder now and then,
 and when it ends early. Every group counts its own batches, so that one which was stopped between
-two groups is not counted twice."""
+two groups is not counted twice. Hessians that do not fit in memory are in a file which is added to
+in place, so a process that is killed, with no time to say how far it is, begins again."""
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from lbcompiler.calibration import hessians
 from lbcompiler.calibration.samples import Samples
 from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator, float_linears
@@ -39,15 +43,15 @@ def collect(
 
     Raises InputError where a group sees no row, or a value that is not finite."""
     groups, unfinished = simulator.groups, f"{name}.partial"
-    if (whole := state.load(name)) is not None:
-        return {group.name: statistics_of(whole, f"{group.name}/") for group in groups}
-    partial = state.load(unfinished)
-    found = {
-        group.name: InputStatistics.empty(group.k, with_hessian)
-        if partial is None
-        else statistics_of(partial, f"{group.name}/")
-        for group in groups
-    }
+    file = state.mapped_file(f"{name}.hessians")
+    if (whole := _kept(state, name, file, groups, "r")) is not None:
+        return whole
+    found = _kept(state, unfinished, file, groups, "r+")
+    if found is None:
+        found = _empty(groups, file, with_hessian)
+    is_mapped = file.exists()
+    if is_mapped:
+        state.remove(unfinished)  # from here on it is behind the file
     done = min((statistics.batches for statistics in found.values()), default=0)
     total, last = samples.count or 0, time.monotonic()
     held_back = -(-SAMPLE_ROWS // total) if total else ROWS_A_BATCH
@@ -56,19 +60,45 @@ def collect(
             if index >= done:
                 progress("calibrate", index, total)
                 _observe(simulator, feeds, index, held_back, found)
-            if time.monotonic() - last > SECONDS_BETWEEN:
-                state.save(unfinished, _named(found))
+            if not is_mapped and time.monotonic() - last > SECONDS_BETWEEN:
+                state.save(unfinished, _named(found, is_mapped))
                 last = time.monotonic()
     except BaseException:
-        state.save(unfinished, _named(found))
+        state.save(unfinished, _named(found, is_mapped))
         raise
     for statistics in found.values():
         statistics.end()
     _check(groups, found, samples.name)
-    state.save(name, _named(found))
+    state.save(name, _named(found, is_mapped))
     state.remove(unfinished)
     progress("calibrate", total, total)
     return found
+
+
+def _kept(
+    state: State, name: str, file: Path, groups: Sequence[Group], mode: Literal["r", "r+"]
+) -> Statistics | None:
+    """What is in the state folder, its Hessians mapped where they are in a file of their own."""
+    arrays = state.load(name)
+    if arrays is None:
+        return None
+    if file.exists():
+        try:
+            held = hessians.mapped(file, groups, mode)
+        except (OSError, ValueError):
+            return None
+        arrays |= {f"{group}/hessian": hessian for group, hessian in held.items()}
+    return {group.name: statistics_of(arrays, f"{group.name}/") for group in groups}
+
+
+def _empty(groups: Sequence[Group], file: Path, with_hessian: bool) -> Statistics:
+    held: dict[str, Array] = {}
+    file.unlink(missing_ok=True)  # nothing says what it is worth
+    if with_hessian and hessians.fit_in_memory(groups):
+        held = {group.name: np.zeros((group.k, group.k), np.float32) for group in groups}
+    elif with_hessian:
+        held = hessians.made(file, groups)
+    return {group.name: InputStatistics.empty(group.k, held.get(group.name)) for group in groups}
 
 
 def _observe(
@@ -79,10 +109,12 @@ def _observe(
     draw = np.random.default_rng(index)
     for group in simulator.groups:
         x, statistics = simulator.reach(run), found[group.name]
+        mask = token_input(feeds, "attention_mask", x.shape[:-1])  # false where it is padding
+        seen = None if mask is None else mask.astype(bool)
         if statistics.batches == index:
-            mask = token_input(feeds, "attention_mask", x.shape[:-1])  # false where it is padding
-            seen = None if mask is None else mask.astype(bool)
             statistics.add(x, seen, held_back, draw)
+        else:  # counted before the run was stopped: the groups behind draw as they would have then
+            draw.permutation(x[..., 0].size if seen is None else np.count_nonzero(seen))
         if group is not simulator.groups[-1]:
             simulator.finish(run, compute(group, x))
 
@@ -99,9 +131,10 @@ def _check(groups: Sequence[Group], found: Statistics, source: str) -> None:
             )
 
 
-def _named(found: Statistics) -> dict[str, Array]:
+def _named(found: Statistics, is_mapped: bool) -> dict[str, Array]:
     return {
         f"{name}/{key}": array
         for name, statistics in found.items()
         for key, array in statistics.arrays().items()
+        if not (is_mapped and key == "hessian")
     }

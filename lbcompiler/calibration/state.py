@@ -3,6 +3,7 @@ measure again.
 
     state.json                 of which model, data and version it is
     NAME.safetensors / .json   results, each written whole or not at all
+    NAME.hessians              parts of NAME.safetensors that are mapped into memory
 
 A folder of another model or version is refused, never mixed up or overwritten."""
 
@@ -71,6 +72,10 @@ class State:
         file.parent.mkdir(parents=True, exist_ok=True)
         with appearing(file) as partial:
             save_file({key: np.ascontiguousarray(a) for key, a in arrays.items()}, partial)
+
+    def mapped_file(self, name: str) -> Path:
+        """Numbers that are written in place; a result beside them says what they are worth."""
+        return self._file(name, "")
 
     def remove(self, name: str) -> None:
         self._file(name, ".safetensors").unlink(missing_ok=True)

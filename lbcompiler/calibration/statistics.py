@@ -25,11 +25,11 @@ class InputStatistics:
     """Arrays only, so that saving is naming them.
 
     absmax, minimum, maximum, first_absmax, rest_absmax: (K,) float32, the last two over first
-    tokens and over all others. hessian: (K, K) float32, the sum of x x^T over counts[1] rows; (0,
-    0) where it was not asked for. sample: (R, K) float32. crest: (2, 52) int64, histograms of
-    blocks of 16 and 32 over CREST_EDGES, those beyond an end outside. counts: (4,) int64: rows
-    seen, rows in the Hessian, first tokens, batches. sums: (3,) float64, of the rows' kurtosis and
-    of the blocks' crest factors of 16 and of 32.
+    tokens and over all others. hessian: (K, K) float32, the sum of x x^T over counts[1] rows, maybe
+    mapped from a file; (0, 0) where it was not asked for. sample: (R, K) float32. crest: (2, 52)
+    int64, histograms of blocks of 16 and 32 over CREST_EDGES, those beyond an end outside. counts:
+    (4,) int64: rows seen, rows in the Hessian, first tokens, batches. sums: (3,) float64, of the
+    rows' kurtosis and of the blocks' crest factors of 16 and of 32.
     """
 
     absmax: Array
@@ -44,7 +44,8 @@ class InputStatistics:
     sums: Array
 
     @classmethod
-    def empty(cls, k: int, with_hessian: bool = True) -> "InputStatistics":
+    def empty(cls, k: int, hessian: Array | None = None) -> "InputStatistics":
+        """hessian: zeros (K, K) to add to; None for statistics without one."""
         zeros = np.zeros(k, np.float32)
         return cls(
             absmax=zeros.copy(),
@@ -52,7 +53,7 @@ class InputStatistics:
             maximum=np.full(k, -np.inf, np.float32),
             first_absmax=zeros.copy(),
             rest_absmax=zeros.copy(),
-            hessian=np.zeros((k, k) if with_hessian else (0, 0), np.float32),
+            hessian=np.zeros((0, 0), np.float32) if hessian is None else hessian,
             sample=np.zeros((0, k), np.float32),
             crest=np.zeros((len(CREST_BLOCKS), len(CREST_EDGES) + 1), np.int64),
             counts=np.zeros(4, np.int64),
@@ -82,15 +83,25 @@ class InputStatistics:
         np.maximum(self.maximum, rows.max(axis=0), out=self.maximum)
         for which, largest in ((is_first, self.first_absmax), (~is_first, self.rest_absmax)):
             np.maximum(largest, magnitude[which].max(axis=0, initial=0.0), out=largest)
-        self._add_shape(rows, magnitude)
+        crest, sums = _shape(rows, magnitude)
         most = len(rows) // 2 if len(rows) > 1 else int(len(self.sample) * EVERY <= self.rows)
         chosen = np.zeros(len(rows), bool)
         chosen[draw.permutation(len(rows))[: min(held_back, most)]] = True
-        self.sample = np.concatenate([self.sample, rows[chosen]])
+        learned, product = rows[~chosen], None
         if self.hessian.size:
-            learned = rows[~chosen]
-            self.hessian += learned.T @ learned
-        self.counts += (len(rows), np.count_nonzero(~chosen), np.count_nonzero(is_first), 1)
+            product = learned.T @ learned
+        counts = (len(rows), len(learned), np.count_nonzero(is_first), 1)
+        added = {
+            "sample": np.concatenate([self.sample, rows[chosen]]),
+            "crest": self.crest + crest,
+            "sums": self.sums + sums,
+            "counts": self.counts + counts,
+        }
+        try:
+            if product is not None:
+                np.add(self.hessian, product, out=self.hessian)
+        finally:  # Ctrl-C is raised when a call returns: a batch is counted once or not at all
+            self.__dict__.update(added)
 
     def end(self) -> None:
         """No batch follows: where all rows are in the sample (there is one), they are learned from
@@ -101,21 +112,6 @@ class InputStatistics:
         if self.hessian.size:
             self.hessian += self.sample.T @ self.sample
         self.counts[1] = len(self.sample)
-
-    def _add_shape(self, rows: Array, magnitude: Array) -> None:
-        squares = np.square(rows)
-        power = squares.mean(axis=1)
-        fourth = np.square(squares, out=squares).mean(axis=1)
-        self.sums[0] += float((fourth / np.maximum(np.square(power), _TINY)).sum(dtype=np.float64))
-        for i, block in enumerate(CREST_BLOCKS):
-            whole = rows.shape[1] // block * block
-            blocks = magnitude[:, :whole].reshape(-1, block)
-            rms = np.sqrt(np.einsum("ij,ij->i", blocks, blocks) / block)
-            crest = (blocks.max(axis=1) / np.maximum(rms, _TINY))[rms > 0]
-            bins = ((crest - CREST_EDGES[0]) * CREST_BINS_A_UNIT).astype(np.int32) + 1
-            np.clip(bins, 0, len(CREST_EDGES), out=bins)
-            self.crest[i] += np.bincount(bins, minlength=len(CREST_EDGES) + 1)
-            self.sums[1 + i] += float(crest.sum(dtype=np.float64))
 
     @property
     def rows(self) -> int:
@@ -140,6 +136,26 @@ class InputStatistics:
         i = CREST_BLOCKS.index(block)
         count = int(self.crest[i].sum())
         return float(self.sums[1 + i] / count) if count else float("nan")
+
+
+def _shape(rows: Array, magnitude: Array) -> tuple[Array, Array]:
+    """What a batch adds to (crest, sums)."""
+    crest = np.zeros((len(CREST_BLOCKS), len(CREST_EDGES) + 1), np.int64)
+    sums = np.zeros(1 + len(CREST_BLOCKS), np.float64)
+    squares = np.square(rows)
+    power = squares.mean(axis=1)
+    fourth = np.square(squares, out=squares).mean(axis=1)
+    sums[0] = (fourth / np.maximum(np.square(power), _TINY)).sum(dtype=np.float64)
+    for i, block in enumerate(CREST_BLOCKS):
+        whole = rows.shape[1] // block * block
+        blocks = magnitude[:, :whole].reshape(-1, block)
+        rms = np.sqrt(np.einsum("ij,ij->i", blocks, blocks) / block)
+        factors = (blocks.max(axis=1) / np.maximum(rms, _TINY))[rms > 0]
+        bins = ((factors - CREST_EDGES[0]) * CREST_BINS_A_UNIT).astype(np.int32) + 1
+        np.clip(bins, 0, len(CREST_EDGES), out=bins)
+        crest[i] = np.bincount(bins, minlength=len(CREST_EDGES) + 1)
+        sums[1 + i] = factors.sum(dtype=np.float64)
+    return crest, sums
 
 
 def _first_tokens(shape: tuple[int, ...]) -> Array:

@@ -51,6 +51,11 @@ class Options:
     act_rules: tuple[str, ...] = ()
     outliers: str | int = OFF
 
+    @property
+    def weighs(self) -> bool:
+        """Whether anything that is tried looks at the Hessian; plain rounding does not."""
+        return self.quantizer != "rtn"
+
 
 @dataclass(frozen=True)
 class Choice:

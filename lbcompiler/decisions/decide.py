@@ -191,8 +191,9 @@ class _Decider:
         return {layer for layer, reason in reasons.items() if not reason}
 
     def _statistics(self, key: list[Any]) -> Statistics:
-        name = f"statistics-{_digest(key)}"
-        return collect(self.simulator, self.learn, self.state, name, progress=self.progress)
+        weighs = self.options.weighs
+        name = f"statistics-{_digest(key)}{'' if weighs else '-brief'}"
+        return collect(self.simulator, self.learn, self.state, name, weighs, self.progress)
 
     def _residual(self, statistics: Statistics) -> Statistics:
         """The residual stream rotated where it helps, and what its linears read then."""

@@ -21,7 +21,7 @@ def figures(x: Array, size: int | None, seed: int | None, per_row: bool) -> Tens
     tensor scale for each row, as activations have.
     """
     rows = spread(x, max(1, VALUES // max(1, x.shape[1])))
-    shape = InputStatistics.empty(x.shape[1], with_hessian=False)
+    shape = InputStatistics.empty(x.shape[1])
     shape.add(rows, None, 0, np.random.default_rng(0))
     plain: dict[str, float | None] = {}
     rotated: dict[str, float | None] = {}

@@ -1,16 +1,21 @@
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbcompiler.calibration.collect import collect
+from lbcompiler.calibration import hessians
+from lbcompiler.calibration.collect import Statistics, collect
 from lbcompiler.calibration.samples import Samples
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.calibration.state import State
 from lbcompiler.calibration.statistics import CREST_EDGES, InputStatistics, statistics_of
-from lbcompiler.errors import InputError
+from lbcompiler.errors import ConfigError, InputError
 from lbcompiler.frontend import import_model
 from lbcompiler.ir import ops
 from lbcompiler.passes import OBSERVE
@@ -22,7 +27,8 @@ SUM_ERROR = 1e-4  # float32 sums of some thousand squares
 
 
 def gathered(*batches: np.ndarray, held_back: int = 2) -> InputStatistics:
-    statistics = InputStatistics.empty(batches[0].shape[-1])
+    k = batches[0].shape[-1]
+    statistics = InputStatistics.empty(k, np.zeros((k, k), np.float32))
     for batch in batches:
         statistics.add(batch, None, held_back, np.random.default_rng(0))
     return statistics
@@ -126,23 +132,135 @@ class StoppedError(Exception):
     pass
 
 
-def test_a_pass_that_was_stopped_goes_on(tiny: tuple[Simulator, Samples], tmp_path: Path) -> None:
-    simulator, samples = tiny
-    whole = collect(simulator, samples, State.open(tmp_path / "whole", {}))
-    state = State.open(tmp_path / "stopped", {})
+def same(one: Statistics, other: Statistics) -> bool:
+    assert one.keys() == other.keys()
+    return all(
+        np.array_equal(array, other[name].arrays()[key])
+        for name, statistics in one.items()
+        for key, array in statistics.arrays().items()
+    )
 
+
+def stopping(at: int) -> Callable[[str, int, int], None]:
     def stop(_stage: str, done: int, _total: int) -> None:
-        if done == 2:
+        if done == at:
             raise StoppedError
 
-    with pytest.raises(StoppedError):
-        collect(simulator, samples, state, progress=stop)
+    return stop
+
+
+def resumed(simulator: Simulator, samples: Samples, state: State) -> tuple[Statistics, int]:
+    """What is gathered, and the first batch that was seen for it."""
     begun: list[int] = []
-    resumed = collect(simulator, samples, state, progress=lambda _s, done, _t: begun.append(done))
-    assert begun[0] == 2
-    for name, statistics in whole.items():
-        for key, array in statistics.arrays().items():
-            np.testing.assert_array_equal(array, resumed[name].arrays()[key])
+    found = collect(simulator, samples, state, progress=lambda _s, done, _t: begun.append(done))
+    return found, begun[0]
+
+
+@pytest.fixture(params=["in memory", "in a file"])
+def is_mapped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "in a file":
+        monkeypatch.setattr(hessians, "SHARE", 0.0)
+    return request.param == "in a file"
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: tuple[Simulator, Samples], tmp_path_factory: pytest.TempPathFactory) -> Statistics:
+    """Gathered in one go, in memory."""
+    return collect(*tiny, State.open(tmp_path_factory.mktemp("states") / "whole", {}))
+
+
+def test_a_pass_that_was_stopped_goes_on(
+    tiny: tuple[Simulator, Samples], whole: Statistics, is_mapped: bool, tmp_path: Path
+) -> None:
+    state = State.open(tmp_path, {})
+    with pytest.raises(StoppedError):
+        collect(*tiny, state, progress=stopping(2))
+    assert state.mapped_file("statistics.hessians").exists() == is_mapped
+    found, begun = resumed(*tiny, state)
+    assert begun == 2
+    assert same(found, whole)
+    assert same(collect(*tiny, state, progress=stopping(0)), whole)  # from the folder
+
+
+def test_a_pass_that_was_stopped_within_a_batch_goes_on(
+    tiny: tuple[Simulator, Samples],
+    whole: Statistics,
+    is_mapped: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Just when the Hessian of some group, in the second batch, was added to."""
+    state, added, add = State.open(tmp_path, {}), [], np.add
+
+    def stop(*args: Any, **said: Any) -> None:
+        add(*args, **said)
+        added.append(None)
+        if len(added) == len(tiny[0].groups) + 5:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lbcompiler.calibration.statistics.np.add", stop)
+        with pytest.raises(StoppedError):
+            collect(*tiny, state)
+    found, begun = resumed(*tiny, state)
+    assert begun == 1
+    assert same(found, whole)
+
+
+def test_a_pass_that_was_killed_does_not_count_twice(
+    tiny: tuple[Simulator, Samples],
+    whole: Statistics,
+    is_mapped: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped in order at the second batch, killed at the fourth."""
+    state = State.open(tmp_path, {})
+    with pytest.raises(StoppedError):
+        collect(*tiny, state, progress=stopping(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "save", lambda *_: None)
+        with pytest.raises(StoppedError):
+            collect(*tiny, state, progress=stopping(3))
+    found, begun = resumed(*tiny, state)
+    assert begun == (0 if is_mapped else 1)  # the file is ahead of what was kept
+    assert same(found, whole)
+
+
+def test_a_file_of_hessians_that_was_cut_is_made_again(
+    tiny: tuple[Simulator, Samples], whole: Statistics, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(hessians, "SHARE", 0.0)
+    state = State.open(tmp_path, {})
+    collect(*tiny, state)
+    with state.mapped_file("statistics.hessians").open("r+b") as file:
+        file.truncate(1000)
+    found, begun = resumed(*tiny, state)
+    assert begun == 0
+    assert same(found, whole)
+
+
+def test_a_disk_without_room_for_hessians_is_explained(
+    tiny: tuple[Simulator, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(hessians, "SHARE", 0.0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigError, match=r"GiB.*No space left on device.*--state"):
+        collect(*tiny, State.open(tmp_path, {}))
+    assert not list(tmp_path.glob("*.hessians"))
+
+
+def test_without_a_hessian_all_else_is_the_same(
+    tiny: tuple[Simulator, Samples], whole: Statistics, tmp_path: Path
+) -> None:
+    found = collect(*tiny, State.open(tmp_path, {}), with_hessian=False)
+    assert {statistics.hessian.size for statistics in found.values()} == {0}
+    for name, statistics in found.items():
+        statistics.hessian = whole[name].hessian
+    assert same(found, whole)
 
 
 def one_linear(batch: np.ndarray) -> tuple[Simulator, Samples]:

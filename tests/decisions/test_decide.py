@@ -8,17 +8,20 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from safetensors.numpy import load_file
 
 import lbcompiler
 from lbcompiler.artifact import WEIGHTS
 from lbcompiler.compiler import measured, planned
 from lbcompiler.config import AnalysisConfig, CompileConfig, make_config
+from lbcompiler.decisions.candidates import Options
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ArtifactError, ConfigError, InputError
 from lbcompiler.formats import FORMATS
 from lbcompiler.frontend import import_model
+from lbcompiler.manifest import Manifest
 from lbcompiler.pipeline import silent
 
 MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
@@ -156,6 +159,27 @@ def test_no_sample_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", input_ids=np.zeros((0, 8), np.int64))
     with pytest.raises(InputError, match="samples"):
         compiled(None, calibration_data=str(tmp_path / "c.npz"))
+
+
+def test_plain_rounding_looks_at_no_hessian(
+    short_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"format": "nvfp4", "hadamard": 16, "outliers": 16, "calibration_samples": 4}
+
+    def decided(state: Path) -> Manifest:
+        given = {"calibration_data": CALIBRATION, "exclude": "head"} | said
+        return lbcompiler.compile(short_lm, "cpu", work=Work(state, jobs=1), **given).manifest
+
+    def learned(state: Path) -> int:
+        (kept,) = state.glob("statistics-*.safetensors")
+        return sum(held.size for name, held in load_file(kept).items() if "/hessian" in name)
+
+    without = decided(tmp_path / "without")
+    monkeypatch.setattr(Options, "weighs", True)
+    with_one = decided(tmp_path / "with")
+    assert learned(tmp_path / "without") == 0 < learned(tmp_path / "with")
+    assert without.files[WEIGHTS] == with_one.files[WEIGHTS]
+    assert without.layers == with_one.layers
 
 
 class StoppedError(Exception):

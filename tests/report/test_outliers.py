@@ -24,7 +24,7 @@ def inputs() -> np.ndarray:
 
 def found_in(x: np.ndarray) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Kind -> (count, channels)."""
-    statistics = InputStatistics.empty(K, with_hessian=False)
+    statistics = InputStatistics.empty(K)
     statistics.add(x, None, 128, np.random.default_rng(1))
     return {o.kind: (o.count, o.channels) for o in input_outliers(statistics)}
 
