@@ -43,9 +43,8 @@ class Program:
 class Tunable(Protocol):
     """A kernel, as far as its config is concerned: a frozen dataclass."""
 
-    @property
-    def tuned_as(self) -> str:
-        """The name of the kernel whose results are its own."""
+    def tuned_as(self, m: int) -> str:
+        """The name of the kernel whose results for M rows are its own: that of the same code."""
 
     def programs(self, n: int, k: int) -> Sequence[Program]:
         """In the order of their rows."""
@@ -132,7 +131,7 @@ class Tuned:
             near = [
                 result
                 for result in source.results
-                if result.kernel == kernel.tuned_as
+                if result.kernel == kernel.tuned_as(m)
                 and shape_class(kernel, result.shape) == shape_class(kernel, shape)
             ]
             if not near:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from lbcompiler.targets.configs import Tuned, shipped
-from lbcompiler.targets.cpu import tuned_for
+from lbcompiler.targets.cpu import tables_of, tuned_for
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.tuning.machine import open_machine
 from lbcompiler.tuning.measure import GemmBench
@@ -17,6 +17,6 @@ def open_target(variant: str, threads: int | None, rpc: str | None) -> Iterator[
     isa, tuned = tuned_for(variant)
     with open_machine(rpc, isa, threads) as machine:
         if rpc is not None:  # what a compile takes on that machine
-            tuned = Tuned(shipped("cpu", [machine.processor, isa.name]))
+            tuned = Tuned(shipped("cpu", [machine.processor, *tables_of(isa)]))
         kernels = partial(kernel_for, isa=isa)
         yield TuningTarget(machine, isa.name, kernels, tuned, GemmBench)

@@ -69,7 +69,7 @@ class Tuner:
 
     def _run(self, work: Work, limits: Limits, progress: Progress) -> Iterator[Outcome]:
         subject = Subject(
-            kernel=work.kernel.name,
+            kernel=work.kernel.tuned_as(work.shape[0]),
             isa=self.isa,
             shape=work.shape,
             processor=self.machine.processor,

@@ -14,7 +14,7 @@ from lbcompiler.passes.pack_weights import PackWeights
 from lbcompiler.target import Files, KernelUse, Target
 from lbcompiler.targets.configs import Source, Tuned, shipped
 from lbcompiler.targets.cpu.block_scales import RULES
-from lbcompiler.targets.cpu.isa import Isa, isa_named, preferred
+from lbcompiler.targets.cpu.isa import ISAS, Isa, isa_named, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.lower import LowerLinears
 from lbcompiler.targets.cpu.lower_attention import LowerAttention
@@ -48,11 +48,14 @@ def tuned_for(variant: str = "", results: Sequence[Source] = ()) -> tuple[Isa, T
     """The ISA, and where its kernels' configs come from: an ISA that is named is for any machine
     that has it, one that is not for this machine's processor.
     """
-    if variant:
-        isa = isa_named(variant)
-        return isa, Tuned((*results, *shipped("cpu", [isa.name])))
-    isa = preferred()
-    return isa, Tuned((*results, *shipped("cpu", [processor(), isa.name])))
+    isa = isa_named(variant) if variant else preferred()
+    names = ([] if variant else [processor()]) + tables_of(isa)
+    return isa, Tuned((*results, *shipped("cpu", names)))
+
+
+def tables_of(isa: Isa) -> list[str]:
+    """The names of its table and of those it shares kernels with (`LinearKernel.tuned_as`)."""
+    return [other.name for other in ISAS if other.runs_on(isa)]
 
 
 def _build(

@@ -21,7 +21,7 @@ from lbcompiler.targets.cpu.float_activations import pair_stride
 from lbcompiler.targets.cpu.gemm import SMALL_M, Config
 from lbcompiler.targets.cpu.gemm_float import FloatGemm
 from lbcompiler.targets.cpu.gemm_integer import IntegerGemm
-from lbcompiler.targets.cpu.isa import Isa
+from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_BF16, AVX512_VNNI, Isa
 from lbcompiler.targets.cpu.layout import (
     COLUMNS,
     Array,
@@ -61,11 +61,16 @@ class LinearKernel:
         act = "float32" if self.act is None else self.act.name
         return f"{route}_{weight}_{act}_{self.isa.name}"
 
-    @property
-    def tuned_as(self) -> str:
-        """The name of the kernel whose configs serve it: a tensor scale makes no difference."""
-        plain = None if self.weight is None else self.weight.plain
-        return self.name if plain is None else replace(self, weight=plain).name
+    def tuned_as(self, m: int) -> str:
+        """The name of the kernel whose configs serve it for M rows, being the same code.
+
+        A tensor scale makes no difference. AVX512_BF16 adds float products to AVX512_VNNI, and
+        AVX512_AMX integer products of many rows.
+        """
+        weight = self.weight if self.weight is None else self.weight.plain or self.weight
+        has_own = {AVX512_BF16: not self.is_integer, AVX512_AMX: self.is_integer and m >= SMALL_M}
+        isa = self.isa if has_own.get(self.isa, True) else AVX512_VNNI
+        return replace(self, weight=weight, isa=isa).name
 
     @property
     def packing(self) -> str:

@@ -99,8 +99,7 @@ class LinearKernel:
         arch = self.arch.name.replace("+", "_")
         return f"{self.route}_{self.weight.name}_{act}_{arch}"
 
-    @property
-    def tuned_as(self) -> str:
+    def tuned_as(self, m: int) -> str:
         """The name of the kernel whose configs serve it: a tensor scale makes no difference."""
         plain = self.weight.plain
         return self.name if plain is None else replace(self, weight=plain).name

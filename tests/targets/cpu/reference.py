@@ -117,18 +117,22 @@ def affine(total: Array, scale: Array | None, bias: Array | None) -> Array:
         return total * spread if bias is None else fma(total, spread, bias[None])
 
 
-def compiled(isa: Isa, **functions: Any) -> Any:
-    """A module of the functions by name."""
-    named = {
-        name: func.with_attr("global_symbol", name)
-        for name, func in functions.items()
-        if func is not None
-    }
-    return _compiled(isa, StructuralKey(tvm.IRModule(named)))
+def compiled(isa: Isa, **functions: Any) -> dict[str, Any]:
+    """The functions by name, equal ones compiled once."""
+    named = {name: StructuralKey(func) for name, func in functions.items() if func is not None}
+    first = {func: name for name, func in reversed(named.items())}
+    module = built(isa, **{name: func.key for func, name in first.items()})
+    return {name: module[first[func]] for name, func in named.items()}
+
+
+def built(isa: Isa, **functions: Any) -> Any:
+    """A module of them."""
+    named = {name: func.with_attr("global_symbol", name) for name, func in functions.items()}
+    return _built(isa, StructuralKey(tvm.IRModule(named)))
 
 
 @lru_cache(maxsize=8)  # tests of one kernel follow one another
-def _compiled(isa: Isa, module: StructuralKey) -> Any:
+def _built(isa: Isa, module: StructuralKey) -> Any:
     return tvm.compile(module.key, target=isa.tvm_target(), tir_pipeline=tir_pipeline())
 
 

@@ -16,9 +16,9 @@ from lbcompiler.targets.configs import (
     shape_class,
     shipped,
 )
-from lbcompiler.targets.cpu import tuned_for
+from lbcompiler.targets.cpu import tables_of, tuned_for
 from lbcompiler.targets.cpu.gemm import Config
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, ISAS, preferred
+from lbcompiler.targets.cpu.isa import AVX2, ISAS, preferred
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.processor import processor
 
@@ -112,10 +112,10 @@ def test_shipped_results_are_choices_of_their_kernels(path) -> None:
 def test_this_machine_has_its_table_and_a_named_isa_its_own() -> None:
     isa, tuned = tuned_for()
     assert isa == preferred()
-    assert tuned.sources == shipped("cpu", [processor(), isa.name])
-    assert tuned_for("avx2") == (AVX2, Tuned(shipped("cpu", ["avx2"])))
+    assert tuned.sources == shipped("cpu", [processor(), *tables_of(isa)])
+    assert tuned_for("avx2") == (AVX2, Tuned(shipped("cpu", ["avx2", "generic"])))
     mine = Source("mine", ())
     assert tuned_for("avx512_vnni", [mine])[1].sources == (
         mine,
-        *shipped("cpu", [AVX512_VNNI.name]),
+        *shipped("cpu", ["avx512_vnni", "avx2", "generic"]),
     )

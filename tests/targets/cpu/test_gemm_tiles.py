@@ -18,6 +18,7 @@ from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import (
     HERE,
     any_weight,
+    built,
     compiled,
     integer_operands,
     linear,
@@ -129,7 +130,7 @@ def test_sums_stay_in_registers(name, rows) -> None:
     """Between two tile products there are FMAs, and stores of few rows but where a tile ends."""
     kernel = kernel_for(FORMATS[name], FORMATS[name], AVX512_AMX)
     config = Config(rows, columns=4, depth=512, chunk=64, few_columns=1, small_columns=1)
-    code = compiled(AVX512_AMX, gemm=kernel.gemm(64, 1024, bias=False, config=config))
+    code = built(AVX512_AMX, gemm=kernel.gemm(64, 1024, bias=False, config=config))
     lines = code.mod.inspect_source("asm").splitlines()
     at = [i for i, line in enumerate(lines) if "tdpbf16ps" in line]
     assert any("tilerelease" in line for line in lines)

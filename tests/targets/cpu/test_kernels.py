@@ -2,9 +2,18 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from tvm_ffi import structural_equal
 
 from lbcompiler.formats import FORMATS
-from lbcompiler.targets.cpu.isa import AVX2, AVX512_VNNI, GENERIC, detect
+from lbcompiler.targets.cpu.isa import (
+    AVX2,
+    AVX512_AMX,
+    AVX512_BF16,
+    AVX512_VNNI,
+    GENERIC,
+    detect,
+    isa_named,
+)
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from tests.targets.cpu.reference import linear
 
@@ -62,8 +71,27 @@ def test_names_tell_kernels_apart() -> None:
 def test_a_tensor_scale_makes_no_difference_to_the_config() -> None:
     fmt = FORMATS["mxfp4"]
     plain, scaled = (kernel_for(weight, fmt, AVX2) for weight in (fmt, fmt.scaled))
-    assert plain.tuned_as == scaled.tuned_as == plain.name != scaled.name
+    assert plain.tuned_as(8) == scaled.tuned_as(8) == plain.name != scaled.name
     assert plain.default_config(64, 96) == scaled.default_config(64, 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "isa", "m", "other"),
+    [
+        ("mxint8", AVX512_BF16, 128, "avx512_vnni"),
+        ("mxint8", AVX512_AMX, 128, "avx512_amx"),
+        ("mxint8", AVX512_AMX, 15, "avx512_vnni"),
+        ("mxfp8", AVX512_BF16, 1, "avx512_bf16"),
+        ("mxfp8", AVX512_AMX, 128, "avx512_vnni"),
+        ("mxint8", AVX2, 8, "avx2"),
+    ],
+)
+def test_a_config_serves_all_instruction_sets_with_the_same_code(name, isa, m, other) -> None:
+    kernel = kernel_for(FORMATS[name], FORMATS[name], isa)
+    served = kernel_for(FORMATS[name], FORMATS[name], isa_named(other))
+    assert kernel.tuned_as(m) == served.name
+    is_same = structural_equal(*(k.gemm(64, 64, bias=False) for k in (kernel, served)))
+    assert is_same or (isa.has_tiles and kernel.is_integer and m < 16)  # of whose programs one is
 
 
 def test_kernels_that_share_a_quantizer_make_the_same_operands() -> None:

@@ -100,7 +100,7 @@ def test_quantizes_as_the_reference(functions, weight, act) -> None:
 
 def test_a_tensor_scale_makes_no_difference_to_the_instruction_and_the_config() -> None:
     plain, scaled = (kernel_of(weight, "mxfp4") for weight in ("mxfp4", "mxfp4_scaled"))
-    assert plain.tuned_as == scaled.tuned_as == plain.name != scaled.name
+    assert plain.tuned_as(8) == scaled.tuned_as(8) == plain.name != scaled.name
     assert plain.pair == scaled.pair
     assert plain.default_config(64, 96) == scaled.default_config(64, 96)
 
