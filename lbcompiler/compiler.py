@@ -25,6 +25,7 @@ from lbcompiler.artifact import (
 from lbcompiler.config import WEIGHT_ONLY, CompileConfig, make_config
 from lbcompiler.decisions.decide import Gradients, decide
 from lbcompiler.decisions.decided import Decided
+from lbcompiler.decisions.latency import KernelSeconds, kernel_seconds
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
@@ -288,6 +289,7 @@ def measured(
         progress,
         frozenset.intersection(*rules),
         _gradients(source, planned, config),
+        _kernel_seconds(config),
     )
 
 
@@ -303,6 +305,15 @@ def _gradients(source: Any, planned: Model, config: CompileConfig) -> Gradients 
     from lbcompiler.decisions.fisher import fisher  # needs torch
 
     return partial(fisher, source, planned.layers)
+
+
+def _kernel_seconds(config: CompileConfig) -> KernelSeconds | None:
+    """Where the budget is one of time. Raises ConfigError on a machine that cannot run them."""
+    if config.max_latency is None:
+        return None
+    tuned = _tuning_results(config)
+    sources = () if tuned is None else tuned.sources
+    return kernel_seconds(config.target, sources, config.hadamard_seed)
 
 
 def said_data(data: Any) -> str | None:

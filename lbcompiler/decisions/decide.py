@@ -33,7 +33,7 @@ from lbcompiler.decisions.candidates import GroupProblem, Solution
 from lbcompiler.decisions.cut import OFF, WIDE
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.fold import Folder
-from lbcompiler.decisions.latency import kernel_seconds
+from lbcompiler.decisions.latency import KernelSeconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.outcome import Outcome
@@ -77,19 +77,20 @@ def decide(
     progress: Progress,
     on_the_fly: Container[str],
     gradients: Gradients | None = None,
+    seconds: KernelSeconds | None = None,
 ) -> tuple[Decided, Measured]:
     """`observed` went through `passes.OBSERVE`; `layers` are what `select_formats` made of them,
     and those with a weight format are decided. `data` is what `read_samples` takes, `identity`
     names the model for the state folder. Where a choice is to be measured but no budget says which,
     nothing is decided. `on_the_fly` are the scale rules of activations that the
-    target's kernels have; `gradients` are asked where the choice is made by them.
+    target's kernels have; `gradients` and `seconds` are asked where the choice is made by them.
 
     Raises InputError for the data, ConfigError for a budget that cannot be met.
     """
     with _state_folder(work.state) as path:
         state = State.open(path, identity)
         decider = _Decider(
-            observed, layers, config, data, state, work, progress, on_the_fly, gradients
+            observed, layers, config, data, state, work, progress, on_the_fly, gradients, seconds
         )
         decided, measured = decider.decided()
         if work.state is not None:
@@ -113,8 +114,9 @@ class _Decider:
         progress: Progress,
         on_the_fly: Container[str],
         gradients: Gradients | None,
+        seconds: KernelSeconds | None,
     ) -> None:
-        self.gradients = gradients
+        self.gradients, self.seconds = gradients, seconds
         if data is None:
             raise ConfigError(
                 "deciding layer by layer needs calibration data: --calibration-data FILE.npz "
@@ -318,7 +320,8 @@ class _Decider:
     def _load(self, group: str, solution: Solution | None, budget: str) -> float:
         if budget == "max_latency":
             shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
-            return kernel_seconds(solution, shapes)
+            assert self.seconds is not None  # `compile` sees to it
+            return self.seconds(solution, shapes)
         return self._bits(group, solution) * self.elements[group]
 
     def _kept(self, measure: Measure) -> Measure:
