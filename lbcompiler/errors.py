@@ -45,3 +45,9 @@ def never_freed(held: Held) -> Held:
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
     return held
+
+
+def reason_of(error: Exception) -> str:
+    """A line of what another library raised, in its own words and classes."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

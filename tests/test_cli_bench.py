@@ -72,6 +72,10 @@ def test_model_json(folder: Path) -> None:
     assert found["inputs"] == {"input_ids": [2, 9]}
     assert set(found["peers"]) == {"onnxruntime_float", "onnxruntime_dynamic_int8"}
     assert sorted(row["shape"] for row in linears) == [[18, 64, 96], [18, 96, 48]]
+    for row in found["profile"]:
+        if row["gops"] is None and row["gb_s"] is not None:
+            wanted = row["gb_s"] / found["ceilings"]["read"]
+            assert (row["ceiling"], row["ceiling_share"]) == ("read", pytest.approx(wanted))
     assert sum(row["share"] for row in found["profile"]) == pytest.approx(1)
     assert found["profile"] == sorted(found["profile"], key=lambda row: -row["ms"])
 

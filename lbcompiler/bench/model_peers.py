@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lbcompiler.bench.timing import Progress, Work
-from lbcompiler.errors import ConfigError, LbcError
+from lbcompiler.errors import ConfigError, LbcError, reason_of
 from lbcompiler.files import unfinished
 from lbcompiler.frontend import kind_of
 from lbcompiler.ir.model import Array
@@ -53,8 +53,8 @@ def model_peers(
                 run()
             except LbcError:
                 raise
-            except Exception as error:  # every runtime refuses in its own words and classes
-                missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            except Exception as error:
+                missing[name] = reason_of(error)
                 continue
             work[name] = run
         progress("peers", len(opening), len(opening))

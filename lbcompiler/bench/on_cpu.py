@@ -22,6 +22,7 @@ from lbcompiler.targets.cpu.isa import Isa, detect, isa_named
 from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.threads import set_threads
 
+MEMORY = "read"
 SMALL_M = 16
 COLD_BYTES = 1 << 28  # of the copies of one weight that take turns: several times any L3 here
 
@@ -91,8 +92,8 @@ class _Bench:
         progress("", 0, self.rounds)
         cold = 0 if self.hot or shape[0] >= SMALL_M else COLD_BYTES
         linear = timed_linear(weight, act, self.isa, shape, cold, self.tuned)
-        others = peers(self.peer_names, weight.element.bits, shape, self.threads, cold)
-        needed = {linear.ceiling, "read"} & bounds.keys()
+        others, missing = peers(self.peer_names, weight.element.bits, shape, self.threads, cold)
+        needed = {linear.ceiling, MEMORY} & bounds.keys()
         work: dict[str, Any] = {OURS: linear.run}
         if linear.quantize is not None:
             work[QUANTIZE] = linear.quantize
@@ -109,8 +110,9 @@ class _Bench:
             cold,
             calls,
             rate.get(linear.ceiling),
-            rate["read"],
+            rate[MEMORY],
             isa=self.isa.name,
             threads=self.threads,
             ceiling=linear.ceiling,
+            missing=missing,
         )

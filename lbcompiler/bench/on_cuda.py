@@ -22,6 +22,7 @@ from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.targets.cuda.machine import gpu_for
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
+MEMORY = "copy"
 PEAK = (4096, 8192, 8192)  # M, K, N of the product that stands for the bfloat16 peak
 PEAK_NAME = "bf16 peak"
 
@@ -85,7 +86,7 @@ def bound_of(_weight: BlockFormat | None, _act: BlockFormat | None, _isa: str, _
 
 
 def _rates(took: Mapping[str, float], copied_bytes: int) -> dict[str, float]:
-    rates = {"copy": copy_rate(took, copied_bytes) * 1e-9}
+    rates = {MEMORY: copy_rate(took, copied_bytes) * 1e-9}
     if PEAK_NAME in took:
         m, k, n = PEAK
         rates["bf16"] = 2e-9 * m * k * n / took[PEAK_NAME]
@@ -136,11 +137,11 @@ class _Bench:
             cold,
             {name: took[name] for name in (OURS, QUANTIZE, *others)},
             rates.get("bf16"),
-            rates["copy"],
+            rates[MEMORY],
             isa=self.arch.name,
             threads=1,
             ceiling="bf16",
             missing=self.missing | missing,
-            memory="copy",
+            memory=MEMORY,
             is_graph=linear.whole.is_graph,
         )

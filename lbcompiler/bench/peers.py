@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, reason_of
 from lbcompiler.ir.model import Array
 from lbcompiler.targets.configs import Shape
 from lbcompiler.targets.cpu.bench import copies_of
@@ -52,16 +52,24 @@ def check_peers(names: Sequence[str], shapes: Sequence[Shape]) -> None:
 
 def peers(
     names: Sequence[str], bits: int, shape: Shape, threads: int, cold: int
-) -> dict[str, Peer]:
-    """Every variant of the peers asked for, of 4 or 8 bits: the fewest that hold ours.
+) -> tuple[dict[str, Peer], dict[str, str]]:
+    """(every variant of the peers asked for that ran once, the reasons of those that did not).
 
-    `cold` is as in `targets.cpu.bench`.
+    Of 4 or 8 bits: the fewest that hold ours. `cold` is as in `targets.cpu.bench`.
     """
     width = 4 if bits <= 4 else 8
-    made: dict[str, Peer] = {}
+    found: dict[str, Peer] = {}
+    missing: dict[str, str] = {}
     for name in names:
-        made |= PEERS[name](width, shape, threads, cold)
-    return made
+        try:
+            made = PEERS[name](width, shape, threads, cold)
+            for peer in made.values():
+                peer.run()
+        except Exception as error:
+            missing[name] = reason_of(error)
+        else:
+            found |= made
+    return found, missing
 
 
 def _onnxruntime(bits: int, shape: Shape, threads: int, cold: int) -> dict[str, Peer]:

@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 
 from lbcompiler.bench.cublas import Cublas
-from lbcompiler.errors import ConfigError, LbcError
+from lbcompiler.errors import ConfigError, LbcError, reason_of
 from lbcompiler.ir.model import Array
 from lbcompiler.targets.configs import Shape
 from lbcompiler.targets.cuda.bench import copies_of, uploaded, visit
@@ -50,9 +50,8 @@ def peers(names: Sequence[str], shape: Shape, cold: int, clock: Clock) -> Peers:
             found[variant] = make(shape, cold, clock)
         except LbcError as error:
             missing[variant] = str(error)
-        except Exception as error:  # every library refuses in its own words and classes
-            lines = str(error).strip().splitlines() or [""]
-            missing[variant] = f"{type(error).__name__}: {lines[0]}"
+        except Exception as error:
+            missing[variant] = reason_of(error)
     return found, missing
 
 

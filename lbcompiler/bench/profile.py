@@ -26,7 +26,8 @@ MACHINE = "vm.builtin."  # how the names of the virtual machine's own functions 
 class KernelRow:
     """All calls of a kernel on one shape within a run; see docs/json.md.
 
-    `shape` is [M, K, N] of a linear, else the first operand's. What has no measure is None.
+    `shape` is [M, K, N] of a linear, else the first operand's. The ceiling of a linear is one of
+    arithmetic, of all else the memory's. What has no measure is None.
     """
 
     kernel: str
@@ -52,7 +53,9 @@ class _Call:
 def profile(
     program: Program, feeds: Mapping[str, Array], ceilings: Mapping[str, float]
 ) -> list[KernelRow]:
-    """The kernels of a run, those that took longest first. `ceilings` are in GOP/s by name."""
+    """The kernels of a run, those that took longest first. `ceilings` are in GOP/s by name, the
+    memory's in GB/s.
+    """
     target = program.manifest.target
     describe = _Describe(target.isa, bench_target(target.name))
     runs: list[list[float]] = []
@@ -82,7 +85,7 @@ class _Describe:
         first, result = (tuple(map(int, call.tensors[i].shape)) for i in (0, -1))
         moved = sum(tensor.numel() * tensor.dtype.itemsize for tensor in call.tensors)
         if call.layer is None:
-            return _Call(call.name, first, 0, moved, None)
+            return _Call(call.name, first, 0, moved, self.target.MEMORY)
         n, rows = call.layer.shape[0], prod(result[:-1])
         k = prod(call.layer.shape[1:])
         return _Call(
@@ -96,7 +99,7 @@ class _Describe:
 
 def _row(call: _Call, times: list[float], whole: float, ceilings: Mapping[str, float]) -> KernelRow:
     seconds, count = sum(times), len(times)
-    rate = call.operations * count / seconds * 1e-9
+    gops, gb_s = (amount * count / seconds * 1e-9 for amount in (call.operations, call.bytes))
     ceiling = ceilings.get(call.ceiling or "")
     return KernelRow(
         kernel=call.kernel,
@@ -104,8 +107,8 @@ def _row(call: _Call, times: list[float], whole: float, ceilings: Mapping[str, f
         calls=count,
         ms=seconds * 1e3,
         share=seconds / whole,
-        gops=rate if call.operations else None,
+        gops=gops if call.operations else None,
         ceiling=call.ceiling if ceiling else None,
-        ceiling_share=rate / ceiling if ceiling else None,
-        gb_s=call.bytes * count / seconds * 1e-9 if call.bytes else None,
+        ceiling_share=(gops if call.operations else gb_s) / ceiling if ceiling else None,
+        gb_s=gb_s if call.bytes else None,
     )

@@ -25,6 +25,8 @@ NONE = Bounds({}, lambda _took: {})
 
 
 class BenchTarget(Protocol):
+    MEMORY: str  # the name of the rate that bounds what is not arithmetic
+
     def gemm(
         self,
         formats: Iterable[tuple[BlockFormat, BlockFormat | None]],

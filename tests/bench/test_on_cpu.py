@@ -66,7 +66,8 @@ def test_weights_only_and_another_instruction_set() -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_onnxruntime_in_three_variants(bits: int) -> None:
-    made = others.peers(["onnxruntime"], bits, (2, 64, 32), 1, 1 << 14)
+    made, missing = others.peers(["onnxruntime"], bits, (2, 64, 32), 1, 1 << 14)
+    assert not missing
     names = ["onnxruntime_float", "onnxruntime_dynamic_int8", f"onnxruntime_nbits{bits}"]
     assert list(made) == names
     for peer in made.values():
@@ -83,8 +84,22 @@ def test_the_row_has_its_peers() -> None:
 def test_openvino_where_it_is_installed() -> None:
     pytest.importorskip("openvino")
     for bits in (4, 8):
-        (peer,) = others.peers(["openvino"], bits, (2, 64, 32), 1, 1 << 13).values()
+        made, _ = others.peers(["openvino"], bits, (2, 64, 32), 1, 1 << 13)
+        (peer,) = made.values()
         assert len(peer.run()) == peer.calls > 1
+
+
+def test_a_peer_that_fails_is_told_of_and_the_others_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(*_: object) -> dict[str, others.Peer]:
+        raise RuntimeError("no such instruction\nat 0x0")
+
+    monkeypatch.setitem(others.PEERS, "openvino", refuses)
+    monkeypatch.setattr(others, "find_spec", lambda _: True)
+    row = one((2, 32, 16), peer_names=["openvino", "onnxruntime"])
+    assert row.missing == {"openvino": "RuntimeError: no such instruction"}
+    assert len(row.peers) == 3
 
 
 def test_a_missing_peer_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
