@@ -8,6 +8,7 @@ from lbcompiler.bench.gemm import GemmRow
 from lbcompiler.bench.model import ModelSpeed, bench_model
 from lbcompiler.bench.targets import bench_target
 from lbcompiler.bench.timing import ROUNDS, Progress
+from lbcompiler.cli_show import print_warning
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets import parts_of
@@ -85,7 +86,10 @@ def _results(tuning_db: str | None) -> Sequence[Source]:
         return ()
     from lbcompiler.tuning.results import read_results  # needs packages that only tuning needs
 
-    return read_results(tuning_db).sources
+    found = read_results(tuning_db)
+    if found.other_versions:
+        print_warning(f"{found.other_versions} results of other versions in {found.name}: not used")
+    return found.sources
 
 
 def _listed(text: str) -> list[str]:

@@ -38,7 +38,7 @@ sizes = st.one_of(st.integers(1, MOST), st.sampled_from([16, 32, 48, 64, MOST]))
 def configs(draw) -> Config:
     return Config(
         rows=draw(st.sampled_from([16, 32])),
-        columns=draw(st.integers(1, 4)),
+        columns=draw(st.integers(1, 10)),
         depth=draw(st.sampled_from([16, 32, 64, 96, 1 << 20])),
         chunk=draw(st.integers(1, 100)),
         few_columns=1,
