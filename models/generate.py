@@ -3,10 +3,12 @@
     python models/smollm2.py && lbc compile models/built/smollm2_decode.onnx --format nvfp4
     python models/generate.py smollm2_decode.lbc --prompt "The capital of France is"
     python models/generate.py smollm2_decode.lbc --onnx models/built/smollm2_decode.onnx
+    python models/generate.py smollm2_decode.lbc --gguf SmolLM2-135M-Instruct.Q4_0.gguf
 
 The most likely token is taken each time, so that two runs print the same. A model of this form
 takes `input_ids` (1, length) and a cache that it grows, and gives `logits` whose last row is what
-comes next; with `--onnx`, onnxruntime runs the float model beside it. The prompt is run once before
+comes next; with `--onnx`, onnxruntime runs the float model behind it, with `--gguf` llama.cpp
+(`pip install llama-cpp-python`) its own form of the model. The prompt is run once before
 it is timed: the first run reads the weights from the disk.
 """
 
@@ -89,6 +91,27 @@ class Float:
         }
 
 
+class LlamaCpp:
+    """A GGUF file in llama.cpp, in whatever types its weights are there."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import llama_cpp
+
+        self.name = f"llama.cpp, {path.name}"
+        self._logits = llama_cpp.llama_get_logits
+        self._llama = llama_cpp.Llama(
+            str(path), n_ctx=0, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+    def next(self, ids: Sequence[int]) -> int:
+        self._llama.eval(list(ids))
+        shape = (self._llama.n_vocab(),)  # of the last token alone
+        return int(np.ctypeslib.as_array(self._logits(self._llama.ctx), shape).argmax())
+
+    def forget(self) -> None:
+        self._llama.reset()
+
+
 @dataclass
 class Run:
     """The tokens a model made of a prompt, and the seconds of the prompt and of each token."""
@@ -159,7 +182,7 @@ def opened(make: Callable[[Path, int | None], Decoder], path: Path, threads: int
     """The model, its errors as one line."""
     try:
         return make(path, threads)
-    except Exception as error:  # those of two runtimes
+    except Exception as error:  # those of three runtimes
         fail(f"{path} cannot be run as a decoder: {str(error).strip().splitlines()[0]}")
 
 
@@ -172,6 +195,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ignore-end", action="store_true", help="go on behind an end of text")
     parser.add_argument("--threads", type=int, help="one a physical core by default")
     parser.add_argument("--onnx", type=Path, help="the float model, to run in onnxruntime as well")
+    parser.add_argument("--gguf", type=Path, help="a GGUF file, to run in llama.cpp as well")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="a tokenizer.json")
     given = parser.parse_args()
     for name in ("tokens", "threads"):
@@ -192,6 +216,8 @@ def main() -> None:
     models = [opened(Compiled, given.artifact, given.threads)]
     if given.onnx is not None:
         models.append(opened(Float, given.onnx, given.threads))
+    if given.gguf is not None:
+        models.append(opened(LlamaCpp, given.gguf, given.threads))
     for model in models:
         run = Run(len(prompt))
         try:

@@ -54,6 +54,38 @@ def test_both_runtimes_continue_a_text_alike_and_say_how_fast(folder: Path) -> N
     assert not done.stderr  # progress is for terminals
 
 
+LLAMA_CPP = """
+import ctypes
+
+class Llama:
+    def __init__(self, path, **said):
+        assert said["n_threads"] == said["n_threads_batch"] == 1
+        self.ctx, self.tokens = (ctypes.c_float * 16)(), []
+    def n_vocab(self):
+        return 16
+    def eval(self, ids):
+        self.tokens += ids
+        self.ctx[:] = [float(i == len(self.tokens) % 16) for i in range(16)]
+    def reset(self):
+        self.tokens = []
+
+def llama_get_logits(ctx):
+    return ctypes.cast(ctx, ctypes.POINTER(ctypes.c_float))
+"""
+
+
+def test_llama_cpp_beside_it(folder: Path, tmp_path: Path) -> None:
+    """A double of its package, whose next token is the number of those before."""
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
+    line = command(folder, "--prompt", "w3 w7 w1", "--tokens", "4", "--gguf", "some.gguf")
+    held = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=held)
+    assert done.returncode == 0, done.stderr
+    *_, text, rates = done.stdout.splitlines()
+    assert text == "w3 w7 w1 w3 w4 w5 w6"
+    assert rates.startswith("llama.cpp, some.gguf: 3 tokens of prompt at")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
