@@ -15,12 +15,12 @@ import sys
 import threading
 import traceback
 import warnings
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperCommand
 
-from lbcompiler.errors import LbcError
+from lbcompiler.errors import LbcError, LbcWarning
 
 FAULT, USER, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -42,6 +42,8 @@ class Verb(TyperCommand):
             with warnings.catch_warnings():
                 if not sys.warnoptions and not _is_debugging(ctx):
                     warnings.simplefilter("ignore")  # of libraries, about their own code
+                warnings.simplefilter("always", LbcWarning)
+                warnings.showwarning = _shown
                 result = super().invoke(ctx)
             sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
             return result
@@ -80,6 +82,21 @@ class Verb(TyperCommand):
             _drop_stdout()
         print(f"error: {paragraph}", file=sys.stderr)
         return typer.Exit(code)
+
+
+def _shown(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Ours without its place, which says nothing to a user."""
+    text = f"warning: {message}\n"
+    if not issubclass(category, LbcWarning):
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _drop_stdout() -> None:

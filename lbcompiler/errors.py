@@ -1,4 +1,5 @@
-"""Errors that are the user's to mend: one paragraph with the place, the value and the way out."""
+"""Errors that are the user's to mend: one paragraph with the place, the value and the way out; and
+what is only to be known."""
 
 import ctypes
 from typing import TypeVar
@@ -28,6 +29,10 @@ class InputError(LbcError):
 
 class DeviceError(LbcError):
     """The GPU, its driver or its memory does not do what a program needs."""
+
+
+class LbcWarning(UserWarning):
+    """What a user should know of what is done all the same: the CLI prints it on stderr."""
 
 
 def is_interruption(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lbcompiler.data import Feeds, batches, bind, read_arrays
-from lbcompiler.errors import InputError
+from lbcompiler.errors import InputError, LbcWarning
 from lbcompiler.ir.model import Array, Dim, Port
 
 RANDOM = "random"
@@ -163,7 +164,7 @@ def _hash(runs: Sequence[Feeds]) -> str:
 
 def held_out(samples: Samples) -> tuple[Samples, Samples]:
     """(those to learn from, those to judge by): every eighth batch judges, if there are as many,
-    and else the last; a single batch does both.
+    and else the last; a single batch does both, of which an LbcWarning tells.
     """
 
     def part(judges: bool) -> Callable[[], Iterator[Feeds]]:
@@ -171,6 +172,12 @@ def held_out(samples: Samples) -> tuple[Samples, Samples]:
 
     total = samples.count
     if total < 2:
+        warnings.warn(
+            f"{samples.name} is one batch, so the model is judged on what it was learned from: "
+            "choices will look better than they are; give more samples",
+            LbcWarning,
+            stacklevel=2,
+        )
         return samples, samples
     judging = sum(_judges(i, total) for i in range(total))
     return (

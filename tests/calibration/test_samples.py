@@ -121,6 +121,7 @@ def numbered(count: int) -> Samples:
     return Samples("n", "n", count, lambda: iter(batches))
 
 
+@pytest.mark.filterwarnings("ignore::lbcompiler.errors.LbcWarning")  # of one batch
 @pytest.mark.parametrize(("count", "judging"), [(1, [0]), (2, [1]), (7, [6]), (17, [7, 15])])
 def test_some_batches_judge(count: int, judging: list[int]) -> None:
     learn, judge = held_out(numbered(count))

@@ -18,7 +18,7 @@ from lbcompiler.decisions.candidates import Options
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.work import Work
-from lbcompiler.errors import ArtifactError, ConfigError, InputError
+from lbcompiler.errors import ArtifactError, ConfigError, InputError, LbcWarning
 from lbcompiler.formats import FORMATS
 from lbcompiler.frontend import import_model
 from lbcompiler.manifest import Manifest
@@ -150,7 +150,8 @@ def test_wrong_data_is_refused(tmp_path: Path) -> None:
 def test_one_sample_is_enough_to_decide_by(tmp_path: Path) -> None:
     ids = np.load(CALIBRATION)["input_ids"]
     np.savez(tmp_path / "c.npz", input_ids=ids[:1])
-    artifact = compiled(None, calibration_data=str(tmp_path / "c.npz"), format="mxint4")
+    with pytest.warns(LbcWarning, match=r"c\.npz is one batch.*give more samples"):
+        artifact = compiled(None, calibration_data=str(tmp_path / "c.npz"), format="mxint4")
     decided = [layer for layer in artifact.manifest.layers if layer.realized == "mxint4"]
     assert any(layer.hadamard for layer in decided)
 

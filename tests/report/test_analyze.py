@@ -70,6 +70,16 @@ def test_the_figures_are_those_of_the_tensors(folder: Path) -> None:
     assert set(up.activation.qsnr_db) == set(FORMATS)
 
 
+def test_one_batch_is_warned_of(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", input_ids=np.zeros((1, 12), np.int64))
+    said = ["--calibration-data", tmp_path / "one.npz", "--format", "mxint8", "--jobs", 1, "--json"]
+    result = lbc("analyze", folder / "lm.onnx", *said, "--state", tmp_path / "state")
+    assert result.exit_code == 0, result.output
+    assert "warning: " in result.stderr
+    assert "one.npz is one batch" in result.stderr
+    assert json.loads(result.stdout)["formats"] == ["mxint8"]
+
+
 def test_a_budget_chooses_and_gives_reasons(folder: Path) -> None:
     found = analyzed(folder, effective_bits=7.0)
     assert found.chosen is not None
