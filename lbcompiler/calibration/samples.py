@@ -67,9 +67,16 @@ def read_samples(
     feeds = bind(read_arrays(path), inputs, said)
     checked = {port.name: _checked(feeds[port.name], port, said) for port in inputs}
     first = checked[inputs[0].name]
-    size = max(1, first[:1].size) if first.ndim else 1
-    runs = list(batches(checked, inputs, said, limit, max(1, VALUES_AT_ONCE // size)))
+    runs = list(batches(checked, inputs, said, limit, _at_once(first, limit)))
     return Samples(str(said), _hash(runs), len(runs), lambda: iter(runs))
+
+
+def _at_once(first: Array, limit: int | None) -> int:
+    """How many samples make a batch: few enough that small ones too have batches to judge by."""
+    if not first.ndim or not first.size:
+        return 1
+    count = min(len(first), limit or len(first))
+    return max(1, min(VALUES_AT_ONCE // first[:1].size, -(-count // EVERY)))
 
 
 def _iterated(

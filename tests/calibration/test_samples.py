@@ -29,7 +29,13 @@ def test_small_samples_go_together(tmp_path: Path) -> None:
     found = read_samples(path, IDS, DIMS)
     assert [len(b["input_ids"]) for b in found] == [2, 2, 2, 2, 1]
     assert found.count == 5
-    assert read_samples(path, IDS, DIMS, limit=3).count == 2
+    assert read_samples(path, IDS, DIMS, limit=3).count == 3
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, 1), (2, 2), (16, 8), (17, 6), (400, 10)])
+def test_small_samples_leave_batches_to_judge_by(tmp_path: Path, count: int, batches: int) -> None:
+    path = saved(tmp_path / "c.npz", input_ids=np.zeros((count, 12), np.int64))
+    assert read_samples(path, IDS, DIMS).count == batches
 
 
 def test_the_fingerprint_is_of_the_numbers(tmp_path: Path) -> None:
