@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 BROWSER = shutil.which("chromium")
+READY = 'document.documentElement?.dataset.ready === "true"'
+DRAWN = "Object.keys(charts).filter(id => document.querySelector(`#${id} .main-svg`))"
 SECONDS = 60.0  # for anything: a page that is slower than this does not work
 FLAGS = (
     "--headless",
@@ -54,6 +56,13 @@ class Page:
         for domain in ("Runtime", "Log", "Network", "Page"):
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=path.resolve().as_uri())
+
+    def check(self) -> None:
+        """Nothing has gone wrong, and nothing beyond the file was asked for."""
+        self.value("1")  # what was said before this answer has been noted
+        assert self.wrong == []
+        beyond = [r for r in self.requests if not r.startswith(("file:", "data:", "blob:"))]
+        assert beyond == []
 
     def __enter__(self) -> Self:
         return self

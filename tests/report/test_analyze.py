@@ -16,6 +16,7 @@ from lbcompiler.formats import FORMATS
 from lbcompiler.ir.model import Array
 from lbcompiler.report.analysis import Analysis
 from lbcompiler.report.tensors import figures
+from tests.report.chromium import BROWSER, DRAWN, READY, Page
 from tests.test_cli_flow import documented, has_fields_of, language_model
 
 FORMATS_TRIED = ("nvfp4", "mxint8")
@@ -161,6 +162,23 @@ def test_plotly_is_asked_for_before_anything_is_measured(
     with pytest.raises(ConfigError, match="pip install"):
         analyzed(folder, output=folder / "r.html", work=Work(state))
     assert not state.exists()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+@pytest.mark.parametrize("said", [{}, {"effective_bits": 7.0}, {"formats": None, "outliers": 4}])
+def test_the_page_of_a_real_analysis_is_drawn(
+    folder: Path, tmp_path: Path, said: dict[str, object]
+) -> None:
+    path = tmp_path / "report.html"
+    found = analyzed(folder, output=path, **said)
+    with Page(path, tmp_path / "profile") as page:
+        page.wait_for(READY)
+        assert set(page.value(DRAWN)) == {"front", "plans", "sensitivity", "qsnr", "shapes"}
+        rows = "[...document.querySelectorAll('#layer-table tbody tr')]"
+        assert page.value(f"{rows}.map(row => row.cells[0].textContent)") == [
+            layer.name for layer in found.layers
+        ]
+        page.check()
 
 
 def test_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,10 @@ import pytest
 from lbcompiler.report.analysis import Analysis
 from lbcompiler.report.page import plotly_script, write_page
 from tests.report.build import analysis, without_budget
-from tests.report.chromium import BROWSER, Page
+from tests.report.chromium import BROWSER, DRAWN, READY, Page
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 
-READY = 'document.documentElement?.dataset.ready === "true"'
 ROWS = "[...document.querySelectorAll('#layer-table tbody tr')].filter(row => !row.hidden).length"
 SHOWN = "charts.qsnr.data.filter(trace => trace.visible).map(trace => trace.name).join()"
 
@@ -34,18 +33,12 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     yield open_page
     for page in pages:
         with page:
-            page.value("1")  # what was said before this answer has been noted
-            assert page.wrong == []
-            beyond = [r for r in page.requests if not r.startswith(("file:", "data:", "blob:"))]
-            assert beyond == []
+            page.check()
 
 
 def test_every_chart_is_drawn_and_the_switches_work(opened: Open) -> None:
     page = opened(analysis())
-    drawn = page.value(
-        "Object.keys(charts).filter(id => document.querySelector(`#${id} .main-svg`))"
-    )
-    assert set(drawn) == {"front", "plans", "sensitivity", "qsnr", "shapes"}
+    assert set(page.value(DRAWN)) == {"front", "plans", "sensitivity", "qsnr", "shapes"}
     assert page.value(SHOWN) == "weight plain"
     for name, value in (("tensor", "activation"), ("view", "gain")):
         page.value(f"document.querySelector('input[name={name}][value={value}]').click()")
