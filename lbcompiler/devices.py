@@ -6,7 +6,8 @@ is copied there and back; weights are copied once.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +57,15 @@ class Host:
         """Nothing: a call returns when it is done."""
 
 
+@contextmanager
+def cuda_failures() -> Iterator[None]:
+    """Raises DeviceError for what TVM raises where CUDA fails."""
+    try:
+        yield
+    except Exception as error:  # TVM's errors share no class of their own
+        raise failure(error) from None
+
+
 class Gpu:
     """The first one. Raises DeviceError where its memory does not suffice, or it fails."""
 
@@ -65,35 +75,27 @@ class Gpu:
     def held(self, array: Any) -> Any:
         return self.put(np.from_dlpack(array))
 
+    @cuda_failures()
     def put(self, array: Array) -> Any:
-        try:
-            return tvm.runtime.tensor(np.ascontiguousarray(array), device=self.device)
-        except Exception as error:
-            raise failure(error) from None
+        return tvm.runtime.tensor(np.ascontiguousarray(array), device=self.device)
 
+    @cuda_failures()
     def take(self, tensor: Any, taken: Container[int]) -> Array:
-        try:
-            result: Array = tensor.numpy()
-        except Exception as error:
-            raise failure(error) from None
+        result: Array = tensor.numpy()
         return result
 
     def memory(self, shape: Sequence[int], dtype: str, room: int) -> Memory:
-        try:
-            return _GpuMemory(shape, dtype, room, self.device)
-        except Exception as error:
-            raise failure(error) from None
+        return _GpuMemory(shape, dtype, room, self.device)
 
+    @cuda_failures()
     def finish(self) -> None:
-        try:
-            self.device.sync()
-        except Exception as error:
-            raise failure(error) from None
+        self.device.sync()
 
 
 class _GpuMemory:
-    """As `GrowingTensor`."""
+    """As `GrowingTensor`. Raises DeviceError; where it cannot grow, it is as it was."""
 
+    @cuda_failures()
     def __init__(self, shape: Sequence[int], dtype: str, room: int, device: Any) -> None:
         self._shape, self._dtype, self._device = tuple(shape), dtype, device
         self.tensor = self._allocated(room)
@@ -102,17 +104,20 @@ class _GpuMemory:
     def room(self) -> int:
         return int(self.tensor.shape[0])
 
+    @cuda_failures()
     def write(self, rows: Array) -> None:
         self._view(len(rows)).copyfrom(np.ascontiguousarray(rows))
 
+    @cuda_failures()
     def read(self, count: int) -> Array:
         held: Array = self._view(count).numpy()
         return held
 
+    @cuda_failures()
     def grow(self, room: int, kept: int) -> None:
-        before = self._view(kept)
-        self.tensor = self._allocated(room)
-        before.copyto(self._view(kept))
+        larger = self._allocated(room)
+        self._view(kept).copyto(larger._create_view((kept, *self._shape)))
+        self.tensor = larger
 
     def _view(self, count: int) -> Any:
         return self.tensor._create_view((count, *self._shape))

@@ -107,6 +107,7 @@ class Session:
     def _make_room(self, sizes: Mapping[str, int], after: Mapping[str, int]) -> None:
         if not self._memory:
             self._fixed = {name: sizes[name] for name in self._named() if name in sizes}
+        rooms = {}
         for port in self._program.manifest.inputs:
             state = self._states.get(port.name)
             if state is None:
@@ -118,7 +119,8 @@ class Session:
                 self._memory[port.name] = memory
             elif memory.room < need:
                 memory.grow(max(need, 2 * memory.room), kept=self.pasts[state.past])
-            self._rooms[state.past] = memory.room
+            rooms[state.past] = memory.room
+        self._rooms = rooms  # once every memory has them: a device may have had too little
 
     def _named(self) -> set[str]:
         """The dynamic dimensions of the states but for their pasts."""

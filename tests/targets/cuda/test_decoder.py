@@ -36,12 +36,63 @@ results["alone"] = program(input_ids=given["ids"][:, :2], **past)["logits"]
 np.savez(sys.argv[3], **results)
 """
 
+FAILING = """
+import os
+import sys
+import numpy as np
+import lbcompiler
+program = lbcompiler.load(sys.argv[1])
+ids = np.load(sys.argv[2])["ids"]
+session = program.session()
+first = session(input_ids=ids[:, :5])["logits"]
+held, memories = session.states(), session._memory
+
+
+def refused(call):
+    try:
+        call()
+    except lbcompiler.LbcError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+allocated, count = type(next(iter(memories.values())))._allocated, 0
+
+
+def full_for_the_second(memory, room):
+    global count
+    count += 1
+    if count == 2:
+        os.environ["FAKE_CUDA_MEMORY"] = "1"
+    return allocated(memory, room)
+
+
+memory = next(iter(memories.values()))
+type(memory)._allocated = full_for_the_second
+long = np.resize(ids, (1, memory.room))
+for _ in range(2):
+    said = refused(lambda: session(input_ids=long))
+    assert "DeviceError: the GPU has not enough free memory" in said, said
+    assert session.pasts == dict.fromkeys(session.pasts, 5)
+    for name, rows in session.states().items():
+        np.testing.assert_array_equal(rows, held[name])
+del os.environ["FAKE_CUDA_MEMORY"]
+session.rewind()
+np.testing.assert_array_equal(session(input_ids=ids[:, :5])["logits"], first)
+os.environ["FAKE_CUDA_LAUNCH"] = "719"
+for call in (lambda: session(input_ids=ids[:, 5:]), session.states):
+    assert "DeviceError: the GPU failed" in refused(call), refused(call)
+"""
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
     """Of the CPU, and of the GPU that is not there."""
-    folder = once(tmp_path_factory, "decoder", make)
+    folder = made(tmp_path_factory)
     return [dict(np.load(folder / f"{name}.npz")) for name in ("cpu", "gpu")]
+
+
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "decoder", make)
 
 
 def make(folder: Path) -> None:
@@ -75,6 +126,16 @@ def test_the_same_as_on_a_cpu(name: str, results: list[dict[str, np.ndarray]]) -
     assert 10 * np.log10(np.square(expected).sum() / error) > MIN_QSNR_DB
     if name == "again":
         np.testing.assert_array_equal(results[1]["again"], results[1]["logits_1"])
+
+
+@needs.nvcc
+def test_a_session_that_the_gpu_fails_says_so_and_keeps_its_past(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = made(tmp_path_factory)
+    arguments = [str(folder / name) for name in ("gpu.lbc", "given.npz")]
+    done = run(f"import sys; sys.argv[1:] = {arguments!r}\n{FAILING}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_cpu_has_no_text_to_keep(tmp_path: Path) -> None:
