@@ -57,34 +57,38 @@ def builders(folder: Path, options: Options) -> Iterator[Builders]:
             end(process)
 
 
-def build_all(folder: Path, options: Options, told: Callable[[int, int], None]) -> dict[str, str]:
-    """Of each check that cannot be built the reason; `told` how many of how many folders are."""
+def build_all(
+    folder: Path, options: Options, told: Callable[[int, int], None]
+) -> dict[str, str | None]:
+    """Of each library the reason why it cannot be built, None of one that is; `told` how many of
+    how many are done.
+    """
     checks = plan(options)
     folders = {folder_of(folder, check): check.name for check in checks}
     with builders(folder, options) as processes:
-        done = 0
-        while any(process.poll() is None for process in processes):
+        done, is_over = 0, False
+        while not is_over:
+            is_over = all(process.poll() is not None for process in processes)
             before, done = done, sum(map(is_built, folders))
             if done > before:
                 told(done, len(folders))
-            time.sleep(POLL_S)
+            if not is_over:
+                time.sleep(POLL_S)
     bury(processes, folder, checks)
     return {
-        name: (place / FAILED).read_text()
+        name: (place / FAILED).read_text() if (place / FAILED).exists() else None
         for place, name in folders.items()
-        if (place / FAILED).exists()
     }
 
 
 def bury(processes: Builders, folder: Path, checks: Sequence[Check]) -> None:
-    """Where no builder is left, what none has built never will be."""
-    if any(process.poll() is None for process in processes):
+    """Where no builder is left of several, what none has built never will be."""
+    if not processes or any(process.poll() is None for process in processes):
         return
     for held in {folder_of(folder, check) for check in checks}:
         if not is_built(held):
             held.mkdir(exist_ok=True)
-            reason = "the process that built it died" if processes else "it is not in the folder"
-            (held / FAILED).write_text(reason)
+            (held / FAILED).write_text("the process that built it died")
 
 
 def end(process: "subprocess.Popen[Any]") -> None:

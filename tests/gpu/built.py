@@ -1,6 +1,5 @@
 """A library of kernels as files, between the process that builds it and the one that runs it."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,16 +31,15 @@ def read(folder: Path) -> Library:
 
 
 class Shelf:
-    """Libraries in a folder, each under the text of its functions: what was built is found again
-    where there is no compiler.
+    """Libraries in the folder of one check, each under the names of its functions: what was built
+    is found again by another process, where there is no compiler.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def of(self, functions: Mapping[str, Any], arch: Arch) -> Library:
-        text = arch.name + tvm.IRModule(dict(functions)).script()
-        place = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        place = self.folder / "-".join(sorted(functions))
         if not place.exists():
             place.mkdir()
             build(functions, arch, place)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.builder import folder_of, is_built
 from tests.gpu.builders import Builders, begun, bury, end
-from tests.gpu.check import CRASHED, SKIPPED, Check, Record, family_of
+from tests.gpu.check import CRASHED, FAILED, SKIPPED, Check, Record, family_of
 from tests.gpu.plan import Options, plan
 from tests.gpu.worker import MARK
 from tests.targets.cuda.fake_nvcc import ROOT
@@ -42,6 +43,9 @@ def run_all(
         records[index] = record
         told(record)
 
+    for index, check in enumerate(checks):
+        if built is not None and not is_built(folder_of(built, check)):
+            keep(index, Record(check.name, FAILED, 0, f"not built: it is not in {built}"))
     with begun(options, built) as (folder, processes):
         while time.monotonic() < limit:
             left = [index for index in range(len(checks)) if index not in records]

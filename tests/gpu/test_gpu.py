@@ -45,7 +45,8 @@ def check_gpu(
     """(the command, what it wrote)."""
     path = Path(environment.pop("FOLDER")) / "found.json"
     held = {**os.environ, **machine(), **toolkit(), **environment}
-    command = [sys.executable, "-m", "tests.gpu", "--small", "--json", str(path), *arguments]
+    small = () if "--built" in arguments else ("--small",)
+    command = [sys.executable, "-m", "tests.gpu", *small, "--json", str(path), *arguments]
     done = subprocess.run(command, env=held, cwd=ROOT, capture_output=True, text=True, check=False)
     return done, json.loads(path.read_text())
 
@@ -55,9 +56,13 @@ def test_every_kernel_is_right_where_there_is_no_compiler(tmp_path: Path) -> Non
     only, built = (*FEW, *GEMM, *PROLOGUES, *SCHEDULED), str(tmp_path / "built")
     build = ("--build", built, "--capability", "8.0", "--small", *only)
     command, here = [sys.executable, "-m", "tests.gpu", *build], {**os.environ, **toolkit()}
-    subprocess.run(command, env=here, cwd=ROOT, check=True)
+    made = subprocess.run(
+        command, env=here, cwd=ROOT, check=True, stderr=subprocess.PIPE, text=True
+    )
+    count = made.stderr.split()[-3]
+    assert made.stderr.strip().endswith(f"{count} of {count} are built")
     bare = {"PATH": "/nowhere", "CUDACXX": "/nowhere"}
-    done, found = check_gpu("--built", built, *only, FOLDER=str(tmp_path), **bare)
+    done, found = check_gpu("--built", built, FOLDER=str(tmp_path), **bare)
     assert done.returncode == 0, done.stdout + done.stderr
     records = {record["name"]: record for record in found["records"]}
     assert {record["status"] for record in records.values()} == {"passed"}, records
@@ -90,7 +95,10 @@ def test_a_kernel_that_fails_does_not_stop_the_others(
 
 
 def test_what_is_run_is_what_was_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = _parser().parse_args(["--built", str(tmp_path), "--only", "decode"])
+    asked, all_of_it = (
+        _parser().parse_args(["--built", str(tmp_path), *only])
+        for only in (("--only", "decode"), ())
+    )
     assert _options(asked, ("sm_80",)) is None
     assert "not what --build leaves" in capsys.readouterr().out
     held = Options(("sm_80",), {"lm": "lm.onnx"}, True)
@@ -98,31 +106,92 @@ def test_what_is_run_is_what_was_built(tmp_path: Path, capsys: pytest.CaptureFix
     assert _options(asked, ("sm_90a", "sm_90")) is None
     assert "is for sm_80, which this GPU does not run" in capsys.readouterr().out
     assert _options(asked, ("sm_80",)) == replace(held, only=("decode",))
+    few = replace(held, only=("append",))
+    (tmp_path / OPTIONS).write_text(few.to_json())
+    assert _options(all_of_it, ("sm_80",)) == few
+    records = run.run_all(_options(asked, ("sm_80",)), 60, lambda _: None, tmp_path)
+    assert {record.status for record in records} == {"failed"}
+    assert {record.reason for record in records} == {f"not built: it is not in {tmp_path}"}
+    assert [path.name for path in tmp_path.iterdir()] == [OPTIONS]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--built", "here", "--small"),
+        ("--built", "here", "--build", "there"),
+        ("--built", "here", "--capability", "9.0"),
+        ("--built", "here", "--model", "lm=lm.onnx"),
+        ("--capability", "9.0"),
+        ("--build", "there", "--json", "found.json"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_what_cannot_be_begun_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ["--build", str(tmp_path / "built"), "--capability", "8.0"]
+    assert main([*build, "--only", "decod mxint4"]) == 2
+    assert "no check whose name holds decod mxint4" in capsys.readouterr().out
+    monkeypatch.setenv("CUDACXX", str(fake_nvcc_that_fails(tmp_path, "10.2.1")))
+    assert main(build) == 2
+    assert "nothing can be built: " in (said := capsys.readouterr().out)
+    assert "cannot compile for sm_80" in said
     assert main(["--build", str(tmp_path), "--capability", "8.0"]) == 2
-    checks = plan(Options(("sm_80",), only=("decode mxint4",)))
-    builders.bury((), tmp_path, checks)
-    folder = builder.folder_of(tmp_path, checks[0])
-    assert (folder / builder.FAILED).read_text() == "it is not in the folder"
+    assert "there is already a" in capsys.readouterr().out
+    assert not (tmp_path / "built").exists()
+
+
+@needs.nvcc
+def test_builders_end_with_the_command_that_began_them(tmp_path: Path) -> None:
+    build = ["--build", str(tmp_path / "built"), "--capability", "8.0", "--only", "decode"]
+    here = {**os.environ, **toolkit(), "XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-m", "tests.gpu", *build], env=here, cwd=ROOT)
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    begun: list[str] = []
+    while not begun and process.poll() is None:
+        time.sleep(0.05)
+        is_building = any((tmp_path / "built").glob("*/"))
+        begun = found.read_text().split() if is_building else []
+    process.terminate()
+    assert process.wait() == 1
+    assert begun
+    assert not any(Path("/proc", child).exists() for child in begun)
 
 
 @needs.nvcc
 def test_rows_of_speed_are_shares_of_what_was_measured_beside(tmp_path: Path) -> None:
-    done = on_emulated_gpu(
+    """What one process builds another runs, which could build nothing."""
+    common = (
         CUBLAS + "from lbcompiler.ir.rotation import Rotation\n"
         "from lbcompiler.targets.cuda import bench, ceilings\n"
         "from lbcompiler.targets.cuda.machine import gpu_for\n"
         "from pathlib import Path\n"
-        "from tests.gpu import built\n"
         "from tests.gpu.speed import GemmSpeed, QuantizeSpeed\n"
         "ceilings.COPY_BYTES, bench.VISIT_S = ceilings.PIECE, 0\n"
-        "gpu_for('', 'the test runs')\n"
         "checks = (GemmSpeed('mxint8', 'mxint8', 'sm_80', (3, 64, 48)),\n"
         "          GemmSpeed('mxint8', None, 'sm_80', (20, 64, 48)),\n"
         "          QuantizeSpeed('mxint8', Rotation(32), 'sm_80', (5, 64)))\n"
-        "for check in checks:\n"
-        f"    check.build(Path({str(tmp_path)!r}))\n"
-        "built.build = None\n"  # all is found again
-        f"few, many, rotated = (check.run(Path({str(tmp_path)!r})) for check in checks)\n"
+        f"folders = [Path({str(tmp_path)!r}, str(i)) for i in range(len(checks))]\n"
+    )
+    made = on_emulated_gpu(
+        common + "for check, folder in zip(checks, folders):\n"
+        "    folder.mkdir()\n"
+        "    check.build(folder)\n"
+    )
+    assert made.returncode == 0, made.stderr
+    done = on_emulated_gpu(
+        common + "from tests.gpu import built\n"
+        "built.build = None\n"
+        "gpu_for('', 'the test runs')\n"
+        "few, many, rotated = (c.run(folder) for c, folder in zip(checks, folders))\n"
         "assert few['whole_numbers'] == many['whole_numbers'] == 'every bit', (few, many)\n"
         "assert few['share'] * few['copy_gb_s'] > few['weight_gb_s'] * 0.999, few\n"
         "assert few['reached'] == (few['share_with_quantization'] >= 0.8), few\n"
@@ -196,9 +265,22 @@ def test_what_cannot_be_built_is_said(tmp_path: Path) -> None:
     assert all("not built: CudaCompileError" in r["reason"] for r in found["records"])
 
 
-def fake_nvcc_that_fails(folder: Path) -> Path:
+@needs.nvcc
+def test_where_nothing_can_be_built_the_status_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDACXX", str(fake_nvcc_that_fails(tmp_path)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build = ["--build", str(tmp_path / "built"), "--capability", "8.0"]
+    assert main([*build, "--only", "append 67 rows"]) == 2
+    told = capfd.readouterr()
+    assert "not built: append 67 rows to 130 sm_80: CudaCompileError" in told.out
+    assert told.err.strip().endswith("1 of 1 are built")
+
+
+def fake_nvcc_that_fails(folder: Path, version: str = "13.0.1") -> Path:
     path = folder / "nvcc"
-    path.write_text('#!/bin/sh\n[ "$1" = --version ] && echo V13.0.1 || exit 1\n')
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo V{version} || exit 1\n')
     path.chmod(0o755)
     return path
 
