@@ -185,6 +185,7 @@ def plan(
     dump = dump_into(dump_ir)
     tuned = _tuning_results(config)
     backends = targets_named(config.target, () if tuned is None else tuned.sources)
+    check_fits(config, backends[0])
     progress("import", 0, 1)
     imported = import_model(model, config.input_shapes)
     quantized = _quantize(with_formats(imported, config, backends, dump), None, config, dump)
@@ -201,6 +202,12 @@ def check_fits(config: CompileConfig, target: Target, keep_source: bool = False)
         raise ConfigError(
             f"--max-latency times the kernels of target cpu, which says nothing of {target.name}: "
             "choose another budget, such as --effective-bits"
+        )
+    size, largest = config.hadamard, target.largest_rotation
+    if isinstance(size, int) and largest is not None and size > largest:
+        raise ConfigError(
+            f"--hadamard {size}: target {target.name} rotates blocks of up to {largest} numbers "
+            f"when the code runs; choose a size up to {largest}"
         )
 
 
@@ -226,7 +233,7 @@ def _tuning_results(config: CompileConfig) -> "Found | None":
         return None
     from lbcompiler.tuning.results import read_results  # needs packages that only tuning needs
 
-    return read_results(config.tuning_db)
+    return read_results(config.tuning_db, config.target)
 
 
 def with_formats(

@@ -49,7 +49,8 @@ class Target:
     """`supports(weight format, activation format)` gives the reason of a refusal, or "" for a
     kernel.
 
-    `activation_rules` are the scale rules that it quantizes activations by when the code runs.
+    `activation_rules` are the scale rules that it quantizes activations by when the code runs,
+    `largest_rotation` the size of the largest that it does there, None where there is no bound.
     `passes` run behind the target-independent ones and leave a module that `build` can write as a
     library; `check` raises ConfigError where that cannot be done on this machine."""
 
@@ -60,3 +61,4 @@ class Target:
     build: Build
     check: Callable[[], object] = lambda: None
     activation_rules: frozenset[str] = frozenset({"floor", "rceil", "even", "absmax"})
+    largest_rotation: int | None = None

@@ -48,7 +48,7 @@ def gemm(
         [(config.weight_format, config.activation_format) for config in configs],
         [parse_linear(text) for item in shape or SHAPES for text in item.split(",")],
         variant,
-        _results(tuning_db),
+        _results(tuning_db, name),
         threads=threads,
         peer_names=None if peers is None else _listed(peers),
         rounds=rounds or ROUNDS,
@@ -81,12 +81,12 @@ def model(
     )
 
 
-def _results(tuning_db: str | None) -> Sequence[Source]:
+def _results(tuning_db: str | None, target: str) -> Sequence[Source]:
     if tuning_db is None:
         return ()
     from lbcompiler.tuning.results import read_results  # needs packages that only tuning needs
 
-    found = read_results(tuning_db)
+    found = read_results(tuning_db, target)
     if found.other_versions:
         print_warning(f"{found.other_versions} results of other versions in {found.name}: not used")
     return found.sources

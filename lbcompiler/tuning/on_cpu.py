@@ -7,9 +7,15 @@ from functools import partial
 from lbcompiler.targets.configs import Tuned, shipped
 from lbcompiler.targets.cpu import tables_of, tuned_for
 from lbcompiler.targets.cpu.kernels import kernel_for
+from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.tuning.machine import open_machine
 from lbcompiler.tuning.measure import GemmBench
 from lbcompiler.tuning.targets import TuningTarget
+
+
+def machines_here() -> set[str]:
+    """What results that were measured on this machine name as theirs."""
+    return {processor()}
 
 
 @contextmanager

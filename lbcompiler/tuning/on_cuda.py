@@ -7,6 +7,7 @@ from functools import partial
 from lbcompiler.errors import ConfigError
 from lbcompiler.targets.cuda import tuned_for
 from lbcompiler.targets.cuda.clock import Clock
+from lbcompiler.targets.cuda.driver import NoGpuError, first_gpu
 from lbcompiler.targets.cuda.library import Library
 from lbcompiler.targets.cuda.linears import linear_for
 from lbcompiler.targets.cuda.machine import gpu_for
@@ -14,6 +15,14 @@ from lbcompiler.targets.cuda.toolchain import find_nvcc
 from lbcompiler.tuning.machine import Machine
 from lbcompiler.tuning.measure_gpu import GpuBench
 from lbcompiler.tuning.targets import TuningTarget
+
+
+def machines_here() -> set[str]:
+    """What results that were measured on this machine name as theirs."""
+    try:
+        return {first_gpu().name}
+    except NoGpuError:
+        return set()
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """What a database or a table holds, as the sources that a kernel's config is chosen from."""
 
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +7,9 @@ from typing import TYPE_CHECKING
 from lbcompiler.config import masked
 from lbcompiler.files import appearing
 from lbcompiler.targets.configs import Result, Source, Table, read_table
-from lbcompiler.targets.cpu.processor import processor
-from lbcompiler.targets.cuda.driver import NoGpuError, first_gpu
 from lbcompiler.tuning.database import Subject, open_database, readable, versions
 from lbcompiler.tuning.study import best_result, default_of
+from lbcompiler.tuning.targets import machines_here
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -20,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """`sources`: those of this machine's processor or GPU first. `other_versions` counts results
-    passed over.
+    """`sources`: those of this machine's processor, or of its GPU, first. `other_versions` counts
+    results passed over.
     """
 
     name: str
@@ -33,11 +30,11 @@ class Found:
         return sum(len(source.results) for source in self.sources)
 
 
-def read_results(database: str | Path) -> Found:
+def read_results(database: str | Path, target: str) -> Found:
     """The results in a database (URL or path) or in the .json of an export. Raises ConfigError.
 
     Results of other versions of lbcompiler or TVM are counted and not used; those of another
-    processor are used where this one has none.
+    processor (of `target` cuda: of another GPU) are used where this one has none.
     """
     name = masked(str(database))
     if name.endswith(".json"):
@@ -47,28 +44,18 @@ def read_results(database: str | Path) -> Found:
         return Found(name, (Source(name, table.results),), 0)
     storage = open_database(database, must_exist=True)
     with readable(database):
-        return _read(name, storage)
+        return _read(name, storage, machines_here(target))
 
 
-def _read(name: str, storage: "BaseStorage") -> Found:
+def _read(name: str, storage: "BaseStorage", here: set[str]) -> Found:
     held = results_in(storage)
     current = [(subject, result) for subject, result in held if subject.versions == versions()]
-    here = _processors(subject for subject, _ in current)
     mine = tuple(result for subject, result in current if subject.processor in here)
     sources = [Source(name, mine)] if mine else []
     for other in sorted({subject.processor for subject, _ in current} - here):
         results = tuple(result for subject, result in current if subject.processor == other)
         sources.append(Source(f"{name} ({other})", results))
     return Found(name, tuple(sources), len(held) - len(current))
-
-
-def _processors(subjects: Iterable[Subject]) -> set[str]:
-    """What this machine measures on: its processor, and its GPU if there are others' results."""
-    here = {processor()}
-    if {subject.processor for subject in subjects} - here:
-        with suppress(NoGpuError):
-            here.add(first_gpu().name)
-    return here
 
 
 def results_in(storage: "BaseStorage") -> list[tuple[Subject, Result]]:

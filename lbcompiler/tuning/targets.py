@@ -24,6 +24,15 @@ class TuningTarget:
     make_bench: Callable[[Work, Machine, int], Bench]
 
 
+def machines_here(target: str) -> set[str]:
+    """What results of a target that were measured on this machine name as theirs: its processor or
+    GPU.
+    """
+    name, _ = parts_of(target)
+    found: set[str] = side_of(__package__, name).machines_here()
+    return found
+
+
 Open = Callable[[str, int | None, str | None], AbstractContextManager[TuningTarget]]
 
 

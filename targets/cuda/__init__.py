@@ -20,6 +20,7 @@ from lbcompiler.targets.cuda.driver import Gpu, NoGpuError, first_gpu
 from lbcompiler.targets.cuda.linears import linear_for
 from lbcompiler.targets.cuda.lower import LowerLinears
 from lbcompiler.targets.cuda.lower_attention import LowerAttention
+from lbcompiler.targets.cuda.prologue_rows import PIECE
 from lbcompiler.targets.cuda.rounding import RULES
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 
@@ -81,6 +82,7 @@ def _target(arch: Arch, tuned: Tuned) -> Target:
         build=partial(_build, arch),
         check=lambda: find_nvcc().check(arch),
         activation_rules=frozenset(chain.from_iterable(RULES.values())),
+        largest_rotation=PIECE,
     )
 
 

@@ -150,14 +150,15 @@ class Clock:
         except Exception:  # of whatever launches: it will say so again when it is called
             failed = True
         ended = self._cuda.cudaStreamEndCapture(self.stream, ctypes.byref(graph))
-        if failed or ended or not graph:
+        failed = failed or ended != 0 or not graph
+        if not failed:
+            instantiate = self._cuda.cudaGraphInstantiate
+            failed = instantiate(ctypes.byref(ready), graph, ctypes.c_ulonglong(0)) != 0
+        if graph:
+            self._cuda.cudaGraphDestroy(graph)
+        if failed:
             self._cuda.cudaGetLastError()
             return None
-        instantiate = self._cuda.cudaGraphInstantiate
-        if instantiate(ctypes.byref(ready), graph, ctypes.c_ulonglong(0)):
-            self._cuda.cudaGetLastError()
-            return None
-        self._cuda.cudaGraphDestroy(graph)
         return ready
 
     @contextmanager

@@ -34,7 +34,7 @@ def test_results_of_this_machine_go_first_and_other_versions_are_counted(tmp_pat
     tuned(path)
     tuned(path, versions=OTHERS)
     optuna.create_study(storage=open_database(path), study_name="somebody's own")
-    found = read_results(path)
+    found = read_results(path, "cpu")
     assert [source.name for source in found.sources] == [str(path), f"{path} (another)"]
     assert [len(source.results) for source in found.sources] == [1, 1]
     assert found.sources[0].results[0].config == FASTEST
@@ -47,12 +47,12 @@ def test_an_export_says_the_same(tmp_path: Path) -> None:
     tuned(path, processor="another")
     tuned(path, isa="generic")
     assert export(open_database(path), table, processor(), "avx2") == 1
-    found = read_results(table)
-    assert found.sources[0].results == read_results(path).sources[0].results[:1]
+    found = read_results(table, "cpu")
+    assert found.sources[0].results == read_results(path, "cpu").sources[0].results[:1]
     assert json.loads(table.read_text())["processor"] == processor()
     held = json.loads(table.read_text())
     table.write_text(json.dumps({**held, "versions": OTHERS}))
-    assert (read_results(table).count, read_results(table).other_versions) == (0, 1)
+    assert (read_results(table, "cpu").count, read_results(table, "cpu").other_versions) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_an_export_says_the_same(tmp_path: Path) -> None:
 def test_a_bad_export(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_results(tmp_path / "t.json")
+        read_results(tmp_path / "t.json", "cpu")
 
 
 def test_a_missing_database_is_not_made_by_reading(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no tuning database"):
-        read_results(tmp_path / "gone.db")
+        read_results(tmp_path / "gone.db", "cpu")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_database(tmp_path: Path, damage: bytes | None) -> None:
     whole = path.read_bytes()
     path.write_bytes(damage or whole[:2000] + b"\xff" * (len(whole) - 2000))
     with pytest.raises(ConfigError, match=r"t\.db is damaged .*move it away"):
-        read_results(path)
+        read_results(path, "cpu")
 
 
 def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     holder = sqlite3.connect(path)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(ConfigError, match="is locked by another process"):
-        read_results(path)
+        read_results(path, "cpu")
     holder.rollback()
     storage = open_database(path)
     holder.execute("BEGIN EXCLUSIVE")
@@ -108,7 +108,7 @@ def test_a_database_of_another_optuna(tmp_path: Path) -> None:
         connection.execute("UPDATE version_info SET schema_version = 99")
         connection.execute("UPDATE alembic_version SET version_num = 'v99'")
     with pytest.raises(ConfigError, match="another version of optuna"):
-        read_results(path)
+        read_results(path, "cpu")
 
 
 def test_a_driver_that_is_missing_and_a_password_that_is_not_shown() -> None:

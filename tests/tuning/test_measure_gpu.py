@@ -56,14 +56,17 @@ def test_results_are_kept_under_the_gpu_and_found_without_one(tmp_path: Path) ->
         "assert [o.kernel for o in found] == ['exact_mxint4_mxint4_sm_80'], found\n"
         "assert found[0].trials >= 2 and found[0].failed == 0, found\n"
         "assert found[0].default_ms > 0 and found[0].shape_class == 'few k64 n64', found\n"
-        f"(mine,) = read_results({str(tmp_path / 't.db')!r}).sources\n"
-        f"assert mine.name == {str(tmp_path / 't.db')!r}, mine\n",
+        f"name = {str(tmp_path / 't.db')!r}\n"
+        "(mine,) = read_results(name, 'cuda').sources\n"
+        "assert mine.name == name, mine\n"
+        "(other,) = read_results(name, 'cpu').sources\n"  # which asks for no GPU
+        "assert other.name == f'{name} (Emulated GPU)', other\n",
         **toolkit(),
         FAKE_CUDA_CAPABILITY="8.0",
         FAKE_CUDA_L2="1000",
     )
     assert done.returncode == 0, done.stderr
-    (other,) = read_results(tmp_path / "t.db").sources
+    (other,) = read_results(tmp_path / "t.db", "cuda").sources
     assert other.name.endswith("(Emulated GPU)")
     assert other.results[0].kernel == "exact_mxint4_mxint4_sm_80"
 

@@ -41,7 +41,7 @@ def test_results_say_what_is_kept(tmp_path: Path) -> None:
         ((3, 64, 100), {"few_columns": 3}, 1.0, 2.0),
     ]
     assert {o.shape_class for o in found} == {"one k64 n64", "few k64 n128"}
-    assert read_results(tmp_path / "t.db").count == 2
+    assert read_results(tmp_path / "t.db", "cpu").count == 2
 
 
 def test_what_is_done_is_not_measured_again(tmp_path: Path) -> None:

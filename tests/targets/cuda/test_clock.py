@@ -103,19 +103,33 @@ def test_a_clock_gives_back_its_stream_and_events() -> None:
 
 
 def test_what_cannot_be_captured_is_launched() -> None:
+    """And no graph is left of what could be, as far as that went."""
     runs(
-        "clock._cuda = type('Runtime', (), {})()\n"
         "real = clocks.ctypes.CDLL(clocks.RUNTIME)\n"
         "class Runtime:\n"
+        "    def __init__(self, refused):\n"
+        "        self.refused, self.destroyed = refused, 0\n"
         "    def __getattr__(self, name):\n"
-        "        if name == 'cudaStreamBeginCapture':\n"
+        "        if name == self.refused:\n"
         "            return lambda *_: 900\n"
+        "        self.destroyed += name == 'cudaGraphDestroy'\n"
         "        return getattr(real, name)\n"
-        "clock._cuda = Runtime()\n"
-        "recorded = clock.record(lambda: module['copy'](x, y), 2)\n"
-        "assert not recorded.is_graph\n"
-        "assert clock.seconds(recorded) > 0\n"
-        "assert (y.numpy() == data).all()\n"
+        "for refused, graphs in (('cudaStreamBeginCapture', 0), ('cudaGraphInstantiate', 1)):\n"
+        "    y.copyfrom(np.zeros_like(data))\n"
+        "    clock._cuda = Runtime(refused)\n"
+        "    recorded = clock.record(lambda: module['copy'](x, y), 2)\n"
+        "    assert not recorded.is_graph\n"
+        "    assert clock._cuda.destroyed == graphs, (refused, clock._cuda.destroyed)\n"
+        "    assert clock.seconds(recorded) > 0\n"
+        "    assert (y.numpy() == data).all()\n"
+        "clock._cuda, calls = Runtime(''), []\n"
+        "def refused():\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"  # the first is outside of the graph
+        "        raise ValueError\n"
+        "    module['copy'](x, y)\n"
+        "assert not clock.record(refused, 2).is_graph\n"
+        "assert clock._cuda.destroyed == 1\n"
     )
 
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from lbcompiler.compiler import check_fits
+from lbcompiler.config import make_config
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
+from lbcompiler.targets import targets_named
 from lbcompiler.targets.cuda.kernels import kernel_for
 from lbcompiler.targets.cuda.rounding import RULES
 from tests.emulator.build import emulate
@@ -98,6 +101,17 @@ def test_without_a_format_two_bfloat16_hold_sixteen_bits(functions) -> None:
 def test_a_rule_that_searches_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"mxfp4 .* 'mse', which searches; .* floor, rceil"):
         kernel_for(FORMATS["mxfp4"], FORMATS["mxfp4"], SM_80).quantize(64, "mse")
+
+
+def test_a_rotation_that_is_too_large_is_refused_before_anything_is_measured() -> None:
+    def check(target: str, size: int) -> None:
+        config = make_config({"target": target, "hadamard": size, "quantizer": "mse"})
+        check_fits(config, targets_named(target)[0])
+
+    check("cuda:sm_80", 128)
+    check("cpu", 256)
+    with pytest.raises(ConfigError, match=r"--hadamard 256: target cuda .* a size up to 128"):
+        check("cuda:sm_80", 256)
 
 
 @pytest.mark.parametrize(("size", "k"), [(256, 512), (32, 48)])

@@ -51,6 +51,9 @@ def test_what_is_no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: 
         ("12.8.61", "sm_120a", True),
         ("12.6.20", "sm_90a", True),
         ("11.8.89", "sm_90a", False),
+        ("11.8.89", "sm_80", True),
+        ("11.7.99", "sm_80", False),
+        ("11.7.99", "sm_86", False),
     ],
 )
 def test_too_old_for_an_architecture(version: str, arch: str, is_enough: bool) -> None:
