@@ -87,9 +87,11 @@ def occupancy(arch: Arch, threads: int, registers: int, shared_bytes: int) -> fl
     return blocks * warps / (arch.threads // WARP)
 
 
-def instructions_of(cubin: bytes) -> dict[str, dict[str, int]]:
-    """By kernel: tensor-core and memory instructions of the SASS, as `HMMA.16816.F32.BF16`, and how
-    often each stands there. Nothing where cuobjdump or nvdisasm is not installed.
+def instructions_of(
+    cubin: bytes, wanted: tuple[str, ...] = (*TENSOR_CORES, *MEMORY)
+) -> dict[str, dict[str, int]]:
+    """By kernel: instructions of the SASS whose names begin as `wanted`, as `HMMA.16816.F32.BF16`,
+    and how often each stands there. Nothing where cuobjdump or nvdisasm is not installed.
     """
     cuobjdump, nvdisasm = find_tool("cuobjdump"), find_tool("nvdisasm")
     if cuobjdump is None or nvdisasm is None:
@@ -105,7 +107,7 @@ def instructions_of(cubin: bytes) -> dict[str, dict[str, int]]:
             check=False,
             env={**os.environ, "PATH": search},
         )
-    return read_sass(done.stdout) if not done.returncode else {}
+    return read_sass(done.stdout, wanted) if not done.returncode else {}
 
 
 def instructions_of_all(cubins: Sequence[bytes]) -> list[dict[str, dict[str, int]]]:
@@ -115,10 +117,10 @@ def instructions_of_all(cubins: Sequence[bytes]) -> list[dict[str, dict[str, int
 
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 
 
-def read_sass(text: str) -> dict[str, dict[str, int]]:
+def read_sass(text: str, wanted: tuple[str, ...]) -> dict[str, dict[str, int]]:
     """The same of what `cuobjdump -sass` printed."""
     found: dict[str, dict[str, int]] = {}
     counts: dict[str, int] = {}
@@ -127,6 +129,6 @@ def read_sass(text: str) -> dict[str, dict[str, int]]:
             counts = found.setdefault(match.group(1), {})
         elif match := _INSTRUCTION.match(line):
             name = match.group(1)
-            if name.startswith((*TENSOR_CORES, *MEMORY)):
+            if name.startswith(wanted):
                 counts[name] = counts.get(name, 0) + 1
     return {kernel: dict(sorted(held.items())) for kernel, held in found.items()}

@@ -2,29 +2,26 @@
 
 import os
 import re
-import shutil
-import subprocess
-import tempfile
-from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from lbcompiler.targets.cuda.arch import Arch
-from tests.emulator.build import cuda_text
+import tvm
 
-HOST_PART = "#include <tvm/ffi/c_api.h>"
-FLAGS = ("-std=c++17", "-O3", "--ftz=false", "-w", "-Xptxas", "-v")
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", re.MULTILINE)
+from lbcompiler.targets.cuda import codegen
+from lbcompiler.targets.cuda.arch import Arch
+from lbcompiler.targets.cuda.resources import instructions_of
+from lbcompiler.targets.cuda.toolchain import find_nvcc, find_tool
+
+EVERY = ("",)  # how the names of all instructions begin
 
 
 @dataclass(frozen=True)
 class Kernel:
     """How often each instruction stands in a kernel, by its whole name."""
 
-    instructions: Counter[str]
+    instructions: Mapping[str, int]
 
     def has(self, *parts: str) -> bool:
         """Whether an instruction holds all of the parts of its name, in this order."""
@@ -32,45 +29,24 @@ class Kernel:
         return any(re.match(pattern, name) for name in self.instructions)
 
 
-def tool(name: str) -> str:
-    """From NVIDIA's pip packages or from PATH; "" if there is none."""
-    for folder in _folders():
-        if (folder / name).is_file():
-            return str(folder / name)
-    return shutil.which(name) or ""
-
-
-@cache
-def _folders() -> list[Path]:
-    spec = find_spec("nvidia")
-    if spec is None or spec.submodule_search_locations is None:
-        return []
-    return [path for at in spec.submodule_search_locations for path in Path(at).glob("cu*/bin")]
-
-
 def can_disassemble() -> bool:
-    return all(tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm"))
+    return all(find_tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm"))
 
 
 def kernels_of(functions: dict[str, Any], arch: Arch) -> tuple[dict[str, Kernel], str]:
-    """Name -> instructions of every kernel of some PrimFuncs, and ptxas' words."""
-    text = cuda_text(functions, arch.device).partition(HOST_PART)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder, "k.cu"), Path(folder, "k.cubin")
-        source.write_text(text)
-        command = [tool("nvcc"), "-cubin", "-gencode", arch.gencode, *FLAGS]
-        command += ["-o", str(cubin), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:4000]
-        path = os.pathsep.join([*map(str, _folders()), os.environ["PATH"]])
-        sass = subprocess.run(
-            [tool("cuobjdump"), "-sass", str(cubin)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PATH": path},
-        ).stdout
-    found = {}
-    for part in sass.split("Function : ")[1:]:
-        found[part.split()[0]] = Kernel(Counter(INSTRUCTION.findall(part)))
-    return found, done.stderr
+    """Name -> instructions of every kernel of some PrimFuncs, and ptxas' words: of the texts that
+    an artifact has, compiled as they are there.
+    """
+    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    _, kernels = codegen.generate(tvm.IRModule(named), arch.tvm_target)
+    nvcc = find_nvcc()
+
+    def compiled(kernel: codegen.Kernel) -> tuple[dict[str, dict[str, int]], str]:
+        cubin, said = nvcc.compile(kernel.source, arch)
+        return instructions_of(cubin, EVERY), said
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(compiled, kernels))
+    found = {name: Kernel(held) for one, _ in results for name, held in one.items()}
+    assert set(found) == {kernel.name for kernel in kernels}
+    return found, "".join(said for _, said in results)

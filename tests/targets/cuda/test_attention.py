@@ -1,12 +1,10 @@
-import re
-
 import numpy as np
 import pytest
 
 from lbcompiler.targets.cpu.attention_operands import Attention, Heads
 from lbcompiler.targets.cuda.attention_fused import LONGEST, attention_kernel, fits
 from lbcompiler.targets.cuda.attention_parts import MOST
-from tests.emulator.build import Emulated, cuda_text, emulate
+from tests.emulator.build import emulate
 from tests.targets.cuda.attention_cases import (
     CASES,
     TOLERANCE,
@@ -80,22 +78,19 @@ def test_a_query_that_sees_nothing_is_nan() -> None:
     assert np.isfinite(out[0, [0, 2]]).all()
 
 
-@pytest.mark.parametrize("barrier", [0, 1])
-def test_no_barrier_is_idle(barrier: int) -> None:
+def test_a_kernel_without_one_of_its_waits_fails() -> None:
     case = (1, 40, 100, 1, 1, 16, 16, False, None)
     given, wanted = list(inputs(case)), expected(case, *inputs(case))
-    text = cuda_text({"attention": attention_kernel(described(case, few=False))})
-    start = text.index("__global__ void")
-    calls = [match.span() for match in re.finditer(r"\n\s*tvm_\w*cta_sync\(\);", text[start:])]
-    assert len(calls) == 2
-    first, last = (start + at for at in calls[barrier])
-    text = text[:first] + text[last:]
-    kernel, wrong = Emulated(text), 0
-    for seed in range(20):
+    kernel = emulate({"attention": attention_kernel(described(case, few=False))})
+
+    def is_right(seed: int, without: int) -> bool:
         out = output(case)
-        kernel("attention", *given, out, seed=seed)
-        wrong += not np.allclose(out, wanted, rtol=0, atol=4 * TOLERANCE)
-    assert wrong
+        ends = kernel.ends("attention", *given, out, seed=seed, without=without)
+        return ends and np.allclose(out, wanted, rtol=0, atol=4 * TOLERANCE)
+
+    assert len(kernel.waits) == 3  # keys are there; weights of a warp are; both are read
+    for number, what in enumerate(kernel.waits):
+        assert not all(is_right(seed, number) for seed in range(20)), what
 
 
 def test_heads_that_are_too_long() -> None:

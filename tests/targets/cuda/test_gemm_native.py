@@ -98,6 +98,29 @@ def test_quantizes_as_the_reference(functions, weight, act) -> None:
         np.testing.assert_array_equal(mine, reference)
 
 
+def test_a_kernel_without_one_of_its_waits_fails() -> None:
+    fmt, n, k = FORMATS["mxfp4"], 32, 1024
+    kernel = kernel_for(fmt, fmt, SM_120A)
+    functions = emulate({"gemm": kernel.gemm(n, k, bias=False, config=SMALL)}, SM_120A.name)
+    rows = dict(zip(dict(functions.waits), (8, 40), strict=True))  # by kernel
+    rng = np.random.default_rng(0)
+    w, x = (
+        fmt.quantize(rng.integers(-6, 7, (r, k)).astype(np.float32))
+        for r in (n, max(rows.values()))
+    )
+    wanted = fmt.dequantize(x) @ fmt.dequantize(w).T  # whole numbers: exact
+    operands = rows_of_bytes(x.codes, kernel.pair), rows_of_scales(x.scales, kernel.pair, k)
+
+    def is_right(m: int, seed: int, without: int | None) -> bool:
+        given, y = [operand[:m] for operand in operands], np.full((m, n), np.nan, np.float32)
+        ends = functions.ends("gemm", *given, *kernel.pack(w), y, seed=seed, without=without)
+        return ends and np.array_equal(y, wanted[:m])
+
+    assert all(is_right(m, seed, None) for m in rows.values() for seed in range(4))
+    for number, (name, what) in enumerate(functions.waits):
+        assert not all(is_right(rows[name], seed, number) for seed in range(8)), (name, what)
+
+
 def test_a_tensor_scale_makes_no_difference_to_the_instruction_and_the_config() -> None:
     plain, scaled = (kernel_of(weight, "mxfp4") for weight in ("mxfp4", "mxfp4_scaled"))
     assert plain.tuned_as(8) == scaled.tuned_as(8) == plain.name != scaled.name

@@ -91,18 +91,18 @@ def test_rows_too_long_to_be_held_have_the_same_bits(monkeypatch) -> None:
             np.testing.assert_array_equal(mine, reference)
 
 
-def test_a_reduction_without_its_barrier_fails() -> None:
-    kernel, k = kernel_for(FORMATS["mxint8"], FORMATS["mxint8"], arch_named("sm_80")), 520
+@pytest.mark.parametrize("fmt", ["mxint8", "nvfp4"])
+def test_a_reduction_without_its_barrier_fails(fmt) -> None:
+    kernel, k = kernel_for(FORMATS[fmt], FORMATS[fmt], arch_named("sm_80")), 520
     prologue = replace(LAYER_NORM, keeps_row=True)
-    functions = emulate({"q": kernel.quantize(k, "floor", prologue)})
-    _, wanted, _ = run(functions, "q", kernel, prologue, k)
-    assert len(functions.waits) == 2  # of the mean, of the squares
+    functions = emulate({"q": kernel.quantize(k, kernel.act.default_rule, prologue)})
+    _, row, operands = run(functions, "q", kernel, prologue, k)
+    assert len(functions.waits) == 2 + kernel.act.has_tensor_scale  # mean; squares; row maximum
     for number, _what in enumerate(functions.waits):
         results = []
         for seed in range(8):
-            kept = np.full((M, k), np.nan, np.float32)
-            operands = [np.zeros(tuple(map(int, s)), t) for s, t in kernel.quantized_shapes(M, k)]
-            arrays = [*inputs_of(prologue, k), kept, *operands]
-            ends = functions.ends("q", *arrays, seed=seed, without=number)
-            results.append(ends and np.array_equal(kept, wanted))
+            got = [np.full_like(array, 7) for array in (row, *operands)]
+            ends = functions.ends("q", *inputs_of(prologue, k), *got, seed=seed, without=number)
+            pairs = zip(got, (row, *operands), strict=True)
+            results.append(ends and all(np.array_equal(a, b) for a, b in pairs))
         assert not all(results), number

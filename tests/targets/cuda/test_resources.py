@@ -1,7 +1,15 @@
 import pytest
 
 from lbcompiler.targets.cuda.arch import arch_named
-from lbcompiler.targets.cuda.resources import Usage, instructions_of, occupancy, read_sass, usage_of
+from lbcompiler.targets.cuda.resources import (
+    MEMORY,
+    TENSOR_CORES,
+    Usage,
+    instructions_of,
+    occupancy,
+    read_sass,
+    usage_of,
+)
 from lbcompiler.targets.cuda.toolchain import find_nvcc
 from tests.targets.cuda import needs
 
@@ -70,7 +78,7 @@ def test_occupancy(arch: str, threads: int, registers: int, shared: int, expecte
 
 
 def test_instructions_are_counted_by_kernel() -> None:
-    assert read_sass(SASS) == {
+    assert read_sass(SASS, (*TENSOR_CORES, *MEMORY)) == {
         "gemm_kernel": {
             "HMMA.16816.F32.BF16": 2,
             "LDGSTS.E.BYPASS.128": 1,
