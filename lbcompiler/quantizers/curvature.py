@@ -36,14 +36,22 @@ class Curvature:
         return np.diagonal(self.hessian).astype(np.float32)
 
     @cached_property
-    def feedback(self) -> Floats:
-        """(K, K) float32 of GPTQ: with H = R R^T, R upper triangular and the columns of H in the
-        order of rounding, R_ij / R_jj in row j and column i < j.
-        """
+    def _root(self) -> NDArray[np.float64]:
+        """R (K, K), upper triangular: H = R R^T with the columns of H in the order of rounding."""
         last_first = self.order[::-1]
         lower = np.linalg.cholesky(self.hessian[np.ix_(last_first, last_first)])
-        upper = lower[::-1, ::-1]
-        return np.ascontiguousarray((upper / np.diagonal(upper)).T, np.float32)
+        return lower[::-1, ::-1]
+
+    @cached_property
+    def feedback(self) -> Floats:
+        """(K, K) float32 of GPTQ: R_ij / R_jj in row j and column i < j, ones on the diagonal."""
+        return np.ascontiguousarray((self._root / np.diagonal(self._root)).T, np.float32)
+
+    def row_objectives(self, errors: Floats) -> Floats:
+        """(N,): what `objective` sums over rows; errors (K, N), the columns in the order of
+        rounding. E R is R_jj times E_j + sum over i < j of E_i R_ij / R_jj.
+        """
+        return np.square(np.diagonal(self._root)) @ np.square(self.feedback @ errors)
 
     def objective(self, error: Floats) -> float:
         """tr(E H E^T) of E (N, K): what the output loses, as the damped problem has it."""

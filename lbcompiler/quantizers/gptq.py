@@ -7,7 +7,8 @@ w_j + sum over i < j of (w_i - q_i) R_ij / R_jj: greedy, term by term. This is G
 the inverse Hessian is R^-1 (arXiv 2307.13304 shows the two equal), but nothing is inverted here,
 and the errors, once made, do not change. Columns of large mean square go first (`act_order`),
 scales are fixed before that, in the original order, so that nothing is gathered at run time (arXiv
-2509.23202, section 4.1).
+2509.23202, section 4.1). Greedy is not always better: rows, which the objective is a sum over, that
+end above rounding to nearest are rounded to nearest.
 """
 
 import numpy as np
@@ -27,7 +28,7 @@ def gptq(problem: Problem) -> Quantized:
 
 
 def compensated(curved: Curvature, grid: Grid) -> Quantized:
-    """The codes that GPTQ gives under the grid's scales."""
+    """The codes that GPTQ gives under the grid's scales; no row worse than rounded to nearest."""
     order = curved.order
     feedback = curved.feedback
     element, k = grid.fmt.element, len(order)
@@ -42,4 +43,7 @@ def compensated(curved: Curvature, grid: Grid) -> Quantized:
                 carry = carried[j - start] + feedback[j, start:j] @ errors[start:j]
                 values[j] = element.round((wanted[j] + carry) / steps[j])
                 errors[j] = wanted[j] - values[j] * steps[j]
+        nearest = element.round(wanted / steps)
+    plain = curved.row_objectives(wanted - nearest * steps)
+    values = np.where(plain < curved.row_objectives(errors), nearest, values)
     return grid.encode_columns(values, order)
