@@ -24,7 +24,7 @@ from lbcompiler.files import appearing
 from lbcompiler.ir.model import Array
 
 STATE = "state.json"
-SCHEMA = 2  # raised where what was kept would be measured otherwise now
+SCHEMA = 3  # raised where what was kept would be measured otherwise now
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ arXiv 2504.02692, reaches the same end from within GPTQ's loop, by an approximat
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Curvature:
         return np.diagonal(self.hessian).astype(np.float32)
 
     @cached_property
-    def _root(self) -> NDArray[np.float64]:
+    def _root(self) -> NDArray[np.floating[Any]]:
         """R (K, K), upper triangular: H = R R^T with the columns of H in the order of rounding."""
         last_first = self.order[::-1]
         lower = np.linalg.cholesky(self.hessian[np.ix_(last_first, last_first)])
@@ -47,11 +48,21 @@ class Curvature:
         """(K, K) float32 of GPTQ: R_ij / R_jj in row j and column i < j, ones on the diagonal."""
         return np.ascontiguousarray((self._root / np.diagonal(self._root)).T, np.float32)
 
+    @property
+    def pivots(self) -> Floats:
+        """(K,) float32, by column: R_jj^2, its mean square beside what later columns tell of it.
+        Where w'_j is column j with its feedback, the objective is sum R_jj^2 (w'_j - q_j)^2.
+        """
+        pivots = np.empty(len(self.hessian), np.float32)
+        pivots[self.order] = np.square(np.diagonal(self._root))
+        return pivots
+
     def row_objectives(self, errors: Floats) -> Floats:
         """(N,): what `objective` sums over rows; errors (K, N), the columns in the order of
         rounding. E R is R_jj times E_j + sum over i < j of E_i R_ij / R_jj.
         """
-        return np.square(np.diagonal(self._root)) @ np.square(self.feedback @ errors)
+        costs: Floats = self.pivots[self.order] @ np.square(self.feedback @ errors)
+        return costs
 
     def objective(self, error: Floats) -> float:
         """tr(E H E^T) of E (N, K): what the output loses, as the damped problem has it."""

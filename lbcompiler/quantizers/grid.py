@@ -38,13 +38,13 @@ class Grid:
     @classmethod
     def under(cls, curved: Curvature, problem: Problem, factor: float | None = None) -> "Grid":
         """The grid under the scales of the best real weight, by the problem's rule; one that
-        searches weighs errors by the Hessian's diagonal. factor: the tensor scale of a format
-        without one.
+        searches weighs errors by the pivots, as they count once later columns make up for them.
+        factor: the tensor scale of a format without one.
         """
         fmt = problem.fmt if factor is None else problem.fmt.scaled
         g = None if factor is None else np.asarray(factor, np.float32)
-        target, importance = curved.target, curved.importance
-        scaled = fmt.quantize(target, problem.rule, importance=importance, tensor_scale=g)
+        target, pivots = curved.target, curved.pivots
+        scaled = fmt.quantize(target, problem.rule, importance=pivots, tensor_scale=g)
         return cls.of(scaled, fmt)
 
     def encode_columns(self, values: Floats, order: Indices) -> Quantized:

@@ -1,9 +1,9 @@
 """MR-GPTQ (arXiv 2509.23202, section 4.1): block Hadamard, scale search, GPTQ in a static order.
 
 The rotation is a pass, which the method's `rotates` asks for and measuring keeps or drops; what is
-left is GPTQ under scales that were searched. Their search rounds each scale within it and weighs
-errors by the Hessian's diagonal; the paper's does neither (its 100 shrink factors are rounded
-afterwards), so this one can only be nearer to what is stored.
+left is GPTQ under scales that were searched: E4M3 bytes within 8 of absmax's (`sweep`), or the two
+nearest powers of two (`mse`). Their search rounds each scale within it and weighs errors by GPTQ's
+pivots; the paper does neither, and rounds the best of 100 shrink factors afterwards.
 
 MXFP4's scales, powers of two, are multiplied by 4/3 where that lowers the objective: one float32
 for the whole weight, which its kernel multiplies sums by, as the paper folds it into the GEMM's

@@ -104,6 +104,16 @@ def test_only_scale_rules_that_the_target_has_are_tried() -> None:
     assert options_of(config, {"absmax", "rceil"}).act_rules == ("absmax", "rceil")
 
 
+@pytest.mark.parametrize("quantizer", [n for n, m in QUANTIZERS.items() if m.needs_hessian])
+@pytest.mark.parametrize(
+    ("fmt", "rule"), [("nvfp4", "sweep"), ("nvint4", "sweep"), ("mxfp4", "mse"), ("mxint4", "mse")]
+)
+def test_what_learns_searches_scales(quantizer: str, fmt: str, rule: str) -> None:
+    config = make_config({"format": fmt, "quantizer": quantizer, "hadamard": "off"})
+    found = only(group("plain"), fmt, options_of(config, ()))
+    assert (found.choice.quantizer, found.choice.rule) == (quantizer, rule)
+
+
 def quiet(draw: np.random.Generator) -> np.ndarray:
     """Blocks of numbers that lie just where a scale of four has its values and six has none."""
     values = draw.choice([4.0, 3.0, 2.0, 1.5, 1.0, 0.5], (JUDGED, K)) * draw.choice([-1, 1])
