@@ -6,7 +6,9 @@
 | `module:function` | what the function yields: a mapping of input name to array, a batch each |
 | an iterable (Python) | the same |
 | `random` | drawn with a fixed seed: normal floats, whole numbers below the table they index |
-"""
+
+A function is called for every pass over the data, so it has to yield the same again; an iterable is
+gone through once and held in memory."""
 
 import hashlib
 import importlib
@@ -15,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,13 @@ def read_samples(
         return _iterated("an iterator", said, inputs, limit)
     path = Path(said)
     if not path.exists() and ":" in str(said):
-        return _iterated(str(said), _function(str(said))(), inputs, limit)
+        return _called(str(said), _function(str(said)), inputs, limit)
     feeds = bind(read_arrays(path), inputs, said)
     checked = {port.name: _checked(feeds[port.name], port, said) for port in inputs}
     first = checked[inputs[0].name]
     runs = list(batches(checked, inputs, said, limit, _at_once(first, limit)))
-    return Samples(str(said), _hash(runs), len(runs), lambda: iter(runs))
+    name = str(said)
+    return Samples(name, _hash(name, map(_digest, runs)), len(runs), lambda: iter(runs))
 
 
 def _at_once(first: Array, limit: int | None) -> int:
@@ -82,16 +85,36 @@ def _at_once(first: Array, limit: int | None) -> int:
 def _iterated(
     name: str, source: Iterable[Any], inputs: Sequence[Port], limit: int | None
 ) -> Samples:
-    def batch(item: Any) -> Feeds:
-        if not isinstance(item, Mapping):
-            raise InputError(f"{name} gave {type(item).__name__}, not a mapping of input to array")
-        feeds = bind({key: np.asarray(value) for key, value in item.items()}, inputs, name)
-        return {port.name: _checked(feeds[port.name], port, name) for port in inputs}
+    held = [_batch(name, item, inputs) for item in islice(source, limit)]
+    return Samples(name, _hash(name, map(_digest, held)), len(held), lambda: iter(held))
 
-    held = [batch(item) for item in islice(source, limit)]  # it cannot be gone through twice
-    if not held:
-        raise InputError(f"{name} gives no calibration data")
-    return Samples(name, _hash(held), len(held), lambda: iter(held))
+
+def _called(
+    name: str, function: Callable[[], Iterable[Any]], inputs: Sequence[Port], limit: int | None
+) -> Samples:
+    def run() -> Iterator[Feeds]:
+        return (_batch(name, item, inputs) for item in islice(function(), limit))
+
+    digests = [_digest(feeds) for feeds in run()]
+
+    def again() -> Iterator[Feeds]:
+        for feeds, digest in zip_longest(run(), digests):
+            if feeds is None or digest is None or _digest(feeds) != digest:
+                raise InputError(
+                    f"{name} yields other data when it is called again, and it is gone through "
+                    "several times: give its random numbers a seed, or hand what it yields to "
+                    "lbcompiler.compile in Python, which holds it"
+                )
+            yield feeds
+
+    return Samples(name, _hash(name, digests), len(digests), again)
+
+
+def _batch(name: str, item: Any, inputs: Sequence[Port]) -> Feeds:
+    if not isinstance(item, Mapping):
+        raise InputError(f"{name} gave {type(item).__name__}, not a mapping of input to array")
+    feeds = bind({key: np.asarray(value) for key, value in item.items()}, inputs, name)
+    return {port.name: _checked(feeds[port.name], port, name) for port in inputs}
 
 
 def _function(said: str) -> Callable[[], Iterable[Any]]:
@@ -160,13 +183,20 @@ def _random(
     return Samples(RANDOM, f"{RANDOM} {count}", count, run)
 
 
-def _hash(runs: Sequence[Feeds]) -> str:
+def _hash(name: str, digests: Iterable[bytes]) -> str:
+    """Of all batches. Raises InputError where there are none."""
+    parts = list(digests)
+    if not parts:
+        raise InputError(f"{name} gives no calibration data")
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _digest(feeds: Feeds) -> bytes:
     digest = hashlib.sha256()
-    for run in runs:
-        for name, array in sorted(run.items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    for name, array in sorted(feeds.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
 
 
 def held_out(samples: Samples) -> tuple[Samples, Samples]:

@@ -26,6 +26,8 @@ from lbcompiler.ir.model import Array
 STATE = "state.json"
 SCHEMA = 3  # raised where what was kept would be measured otherwise now
 
+_OTHERS = {"inputs": "other input shapes", "schema": "another layout"}
+
 
 @dataclass(frozen=True)
 class State:
@@ -51,11 +53,12 @@ class State:
             found = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise ArtifactError(f"cannot read {file}: {error}; remove the folder {path}") from None
-        other = [key for key in said if found.get(key) != said[key]]
-        if other:
+        other = next((key for key in said if found.get(key) != said[key]), None)
+        if other is not None:
             raise ArtifactError(
-                f"the state folder {path} is of another {other[0]} ({found.get(other[0])!r}, now "
-                f"{said[other[0]]!r}): name another with --state, or remove it to measure anew"
+                f"the state folder {path} is of {_OTHERS.get(other, f'another {other}')} "
+                f"({found.get(other)!r}, now {said[other]!r}): name another with --state, or "
+                "remove it to measure anew"
             )
         return cls(path)
 

@@ -63,6 +63,42 @@ def test_a_function_yields_batches() -> None:
     assert [int(b["input_ids"][0, 0]) for b in found] == [0, 1, 2, 3, 4]  # once more
 
 
+CALLS: list[int] = []
+
+
+def counted() -> Iterator[dict[str, np.ndarray]]:
+    CALLS.append(0)
+    for i in range(3):
+        CALLS[-1] += 1
+        yield {"input_ids": np.full((1, 4), i)}
+
+
+def test_a_function_is_called_for_each_pass_and_not_held() -> None:
+    CALLS.clear()
+    found = read_samples("tests.calibration.test_samples:counted", IDS, DIMS)
+    next(iter(found))
+    assert len(list(found)) == 3
+    assert CALLS == [3, 1, 3]
+
+
+def shrinking() -> Iterator[dict[str, np.ndarray]]:
+    CALLS.append(0)
+    return iter([{"input_ids": np.zeros((1, 4), int)}] * (4 - len(CALLS)))
+
+
+def drifting() -> Iterator[dict[str, np.ndarray]]:
+    CALLS.append(0)
+    return iter([{"input_ids": np.full((1, 4), len(CALLS))}])
+
+
+@pytest.mark.parametrize("function", ["shrinking", "drifting"])
+def test_a_function_that_yields_other_data_is_refused(function: str) -> None:
+    CALLS.clear()
+    found = read_samples(f"tests.calibration.test_samples:{function}", IDS, DIMS)
+    with pytest.raises(InputError, match=r"yields other data.*seed"):
+        list(found)
+
+
 def test_an_iterator_is_gone_through_once_and_held() -> None:
     found = read_samples(feeds(), IDS, DIMS, limit=3)
     assert len(list(found)) == len(list(found)) == 3
