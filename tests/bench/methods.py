@@ -32,12 +32,15 @@ from tests.bench.methods_table import tables
 
 METHODS: dict[str, dict[str, str]] = {
     "rtn": {},
+    "rtn+rotated": {},
     "rtn+hadamard": {"quantizer": "rtn", "hadamard": "auto"},
     "mse": {"quantizer": "mse", "hadamard": "auto"},
     "gptq": {"quantizer": "gptq", "hadamard": "off"},
     "mr_gptq": {"quantizer": "mr_gptq", "hadamard": "auto"},
     "quantease": {"quantizer": "quantease", "hadamard": "auto"},
 }
+FORCED = "rtn+rotated"  # every layer, by the block's Hadamard with random signs
+SIGNS = 0  # their seed
 CHOSEN = ("nvfp4", "nvint4", "mxfp6", "mxint8")  # candidates under a budget of bits
 SCORED = ("minilm", "rapidocr_recognition")  # whose outputs are no logits over tokens
 Row = dict[str, Any]
@@ -124,6 +127,13 @@ class Study:
         return [folder.name for folder in self.state.glob("candidates-*")]
 
 
+def options_of(method: str, fmt: str) -> dict[str, Any]:
+    """What `lbcompiler.compile` is asked for."""
+    if method == FORCED:
+        return {"hadamard": FORMATS[fmt].block, "hadamard_seed": SIGNS}
+    return dict(METHODS[method])
+
+
 def kinds(layers: Sequence[Any]) -> dict[str, int]:
     """How many layers became what: format, quantizer and rotation."""
     found: dict[str, int] = {}
@@ -140,12 +150,12 @@ def run(model: str, arguments: argparse.Namespace) -> None:
         known = study.candidates()
         for fmt in arguments.formats:
             key = {"format": fmt, "method": method}
-            study.measure(key, {"format": fmt, **METHODS[method]}, bool(METHODS[method]))
+            study.measure(key, {"format": fmt, **options_of(method, fmt)}, bool(METHODS[method]))
         if method != "mr_gptq":  # whose candidates a budget takes as well
             study.forget_candidates(known)
     for bits in arguments.bits:
         key = {"format": ",".join(arguments.chosen), "method": "mr_gptq", "budget": bits}
-        options = METHODS["mr_gptq"] | {"sensitivity": arguments.sensitivity}
+        options = options_of("mr_gptq", "") | {"sensitivity": arguments.sensitivity}
         study.measure(key, {"formats": arguments.chosen, "effective_bits": bits, **options}, True)
 
 
