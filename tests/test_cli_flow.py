@@ -20,6 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from lbcompiler.cli import app
+from lbcompiler.formats import FORMATS
+from lbcompiler.targets.cpu.isa import preferred
+from lbcompiler.targets.cpu.kernels import kernel_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -251,7 +254,7 @@ def test_tune_then_compile_with_the_results(folder: Path, tmp_path: Path) -> Non
     }  # fmt: skip
     held = json.loads(table.read_text())
     assert held["results"] == []  # one trial beats no default
-    kernel = made["layers"][0]["kernel"]
+    kernel = kernel_for(FORMATS["nvfp4"], FORMATS["nvfp4"], preferred()).tuned_as(1)
     faster = {"kernel": kernel, "shape": [1, 64, 96], "ms": 1, "default_ms": 2}
     held["results"] = [faster | {"config": {"small_columns": 3}}]
     table.write_text(json.dumps(held))
