@@ -40,9 +40,10 @@ class Verb(TyperCommand):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer's own class
         try:
             with warnings.catch_warnings():
-                if not sys.warnoptions and not _is_debugging(ctx):
-                    warnings.simplefilter("ignore")  # of libraries, about their own code
-                warnings.simplefilter("always", LbcWarning)
+                if not sys.warnoptions:
+                    if not _is_debugging(ctx):
+                        warnings.simplefilter("ignore")  # of libraries, about their own code
+                    warnings.simplefilter("always", LbcWarning)
                 warnings.showwarning = _shown
                 result = super().invoke(ctx)
             sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end

@@ -6,8 +6,7 @@ place in the package the moment anyone imports it."""
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,7 @@ from lbcompiler.passes import (
     SplitOutliers,
     quantize,
 )
-from lbcompiler.pipeline import Pass, Progress, run, silent
+from lbcompiler.pipeline import Pass, Progress, StageClock, run, silent
 from lbcompiler.quantizers import QUANTIZERS, round_to_nearest
 from lbcompiler.target import Files, KernelUse, Target
 from lbcompiler.targets import targets_named
@@ -149,7 +148,7 @@ def compile(
     dump = dump_into(dump_ir)
     tuned = _tuning_results(settings)
     with _destination(output, force) as folder:
-        clock = _Clock(progress)
+        clock = StageClock(progress)
         backends = targets_named(settings.target, () if tuned is None else tuned.sources)
         for backend in backends:
             backend.check()
@@ -371,22 +370,6 @@ def _temporary_folder() -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-class _Clock:
-    """Runs the stages, tells progress, and keeps the seconds that each took."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, stage: str, work: Callable[[], Any]) -> Any:
-        self.progress(stage, 0, 1)
-        start = time.perf_counter()
-        result = work()
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
-        self.progress(stage, 1, 1)
-        return result
 
 
 def _applied(decided: Decided) -> tuple[Pass, ...]:

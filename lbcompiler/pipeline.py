@@ -2,8 +2,9 @@
 pass.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lbcompiler.errors import LbcError
 from lbcompiler.ir.dump import Dump, no_dump
@@ -46,3 +47,19 @@ def run(
             raise PassError(f"pass {step.name} failed (after {before}): {error}") from error
         dump(step.name, model.module)
     return model
+
+
+class StageClock:
+    """Runs the stages, tells progress, and keeps the seconds that each took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Any]) -> Any:
+        self.progress(stage, 0, 1)
+        start = time.perf_counter()
+        result = work()
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self.progress(stage, 1, 1)
+        return result

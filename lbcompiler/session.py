@@ -98,14 +98,15 @@ class Session:
     def _check(self, sizes: Mapping[str, int]) -> None:
         """Every size that the memory was made for is what it was."""
         changed = next((n for n, size in self._fixed.items() if sizes[n] != size), None)
-        if changed is not None:
+        if changed is not None and self._rooms:  # else nothing was begun
             raise InputError(
                 f"the session was begun with {changed} = {self._fixed[changed]} and is given "
                 f"{sizes[changed]}: begin another session"
             )
 
     def _make_room(self, sizes: Mapping[str, int], after: Mapping[str, int]) -> None:
-        if not self._memory:
+        if not self._rooms:
+            self._memory.clear()  # of a first call that found too little
             self._fixed = {name: sizes[name] for name in self._named() if name in sizes}
         rooms = {}
         for port in self._program.manifest.inputs:

@@ -1,5 +1,6 @@
 """What `lbc bench` is asked for, from the words of its command line. Raises ConfigError."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,8 @@ from lbcompiler.bench.gemm import GemmRow
 from lbcompiler.bench.model import ModelSpeed, bench_model
 from lbcompiler.bench.targets import bench_target
 from lbcompiler.bench.timing import ROUNDS, Progress
-from lbcompiler.cli_show import print_warning
 from lbcompiler.config import make_config, parse_inputs, parse_shape
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, LbcWarning
 from lbcompiler.targets import parts_of
 from lbcompiler.targets.configs import Source
 from lbcompiler.tuning.work import parse_shape as parse_linear
@@ -88,7 +88,8 @@ def _results(tuning_db: str | None, target: str) -> Sequence[Source]:
 
     found = read_results(tuning_db, target)
     if found.other_versions:
-        print_warning(f"{found.other_versions} results of other versions in {found.name}: not used")
+        said = f"{found.other_versions} results of other versions in {found.name}: not used"
+        warnings.warn(said, LbcWarning, stacklevel=2)
     return found.sources
 
 

@@ -14,7 +14,7 @@ from lbcompiler.targets.configs import Shape, Source
 @dataclass(frozen=True)
 class Bounds:
     """`work` takes turns with a model; `rates` makes of its seconds, by name, GOP/s of arithmetic
-    and GB/s of `read` or `copy`.
+    and GB/s of `read` or `copy`, or measures them then.
     """
 
     work: Mapping[str, Work]

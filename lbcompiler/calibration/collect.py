@@ -88,6 +88,8 @@ def _kept(
         except (OSError, ValueError):
             return None
         arrays |= {f"{group}/hessian": hessian for group, hessian in held.items()}
+    if any(f"{group.name}/hessian" not in arrays for group in groups):  # its file is gone
+        return None
     return {group.name: statistics_of(arrays, f"{group.name}/") for group in groups}
 
 

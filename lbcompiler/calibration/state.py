@@ -26,7 +26,7 @@ from lbcompiler.ir.model import Array
 STATE = "state.json"
 SCHEMA = 3  # raised where what was kept would be measured otherwise now
 
-_OTHERS = {"inputs": "other input shapes", "schema": "another layout"}
+_OTHERS = {"inputs": "other input shapes", "schema": "another version of what is measured"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ arXiv 2504.02692, reaches the same end from within GPTQ's loop, by an approximat
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +36,20 @@ class Curvature:
         return np.diagonal(self.hessian).astype(np.float32)
 
     @cached_property
-    def _root(self) -> NDArray[np.floating[Any]]:
-        """R (K, K), upper triangular: H = R R^T with the columns of H in the order of rounding."""
+    def _factor(self) -> tuple[Floats, Floats]:
+        """(feedback, diagonal) of R (K, K), upper triangular: H = R R^T with the columns of H in
+        the order of rounding. R itself is float64 and not kept.
+        """
         last_first = self.order[::-1]
         lower = np.linalg.cholesky(self.hessian[np.ix_(last_first, last_first)])
-        return lower[::-1, ::-1]
+        root = lower[::-1, ::-1]
+        diagonal = np.diagonal(root)
+        return np.ascontiguousarray((root / diagonal).T, np.float32), diagonal.copy()
 
-    @cached_property
+    @property
     def feedback(self) -> Floats:
         """(K, K) float32 of GPTQ: R_ij / R_jj in row j and column i < j, ones on the diagonal."""
-        return np.ascontiguousarray((self._root / np.diagonal(self._root)).T, np.float32)
+        return self._factor[0]
 
     @property
     def pivots(self) -> Floats:
@@ -54,7 +57,7 @@ class Curvature:
         Where w'_j is column j with its feedback, the objective is sum R_jj^2 (w'_j - q_j)^2.
         """
         pivots = np.empty(len(self.hessian), np.float32)
-        pivots[self.order] = np.square(np.diagonal(self._root))
+        pivots[self.order] = np.square(self._factor[1])
         return pivots
 
     def row_objectives(self, errors: Floats) -> Floats:

@@ -12,6 +12,7 @@ CALIBRATION = "models/tiny_lm_calibration.npz"
 SAME_ARITHMETIC = 80.0  # dB: float32 sums in another order, over a few dozen layers
 ANYTHING = 10.0  # times the error without: a gate that lets all of it through
 CASES = {
+    "rotated": {"format": "nvint4", "quantizer": "mr_gptq"},
     "rotated with signs": {"format": "mxint4", "quantizer": "mr_gptq", "hadamard_seed": 3},
     "smoothed": {"format": "nvfp4", "quantizer": "gptq", "smooth": "auto"},
     "mixed": {
@@ -23,6 +24,7 @@ CASES = {
     },
     "folded": {"format": "mxint4", "quantizer": "mr_gptq"},
     "stretched": {"format": "mxfp4", "quantizer": "mr_gptq"},
+    "residual": {"format": "nvint4", "quantizer": "gptq", "rotate_residual": "auto"},
     "split": {"format": "nvfp4", "quantizer": "mr_gptq", "outliers": 2},
     "residual and split": {
         "format": "mxint4",
@@ -34,6 +36,7 @@ CASES = {
 }
 DECIDED = {  # of what is decided, what a case is about
     "folded": ["folded"],
+    "residual": ["residual"],
     "split": ["splits"],
     "residual and split": ["residual", "splits"],
 }
@@ -49,6 +52,9 @@ DECIDED = {  # of what is decided, what a case is about
         ("stretched", None),
         ("split", None),
         ("residual and split", None),
+        pytest.param("rotated", None, marks=pytest.mark.slow),
+        pytest.param("mixed", "none", marks=pytest.mark.slow),
+        pytest.param("residual", None, marks=pytest.mark.slow),
     ],
 )
 def test_the_artifact_computes_its_decisions(

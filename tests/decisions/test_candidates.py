@@ -11,7 +11,7 @@ from lbcompiler.decisions.candidates import (
     relative_error,
     solve,
 )
-from lbcompiler.decisions.tried import options_of
+from lbcompiler.decisions.tried import WEIGHT_RULES, options_of
 from lbcompiler.formats import format_named
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.quantizers import QUANTIZERS
@@ -61,8 +61,7 @@ def test_a_rotation_that_hurts_is_dropped(fmt: str) -> None:
 @pytest.mark.parametrize("fmt", ["mxint8", "mxfp6", "nvfp4", "nvint4", "mxfp4"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_never_worse_than_plain_rounding(kind: str, fmt: str, quantizer: str) -> None:
-    rules = ("four_over_six", "mse")
-    options = Options(quantizer=quantizer, rotations=ROTATIONS, rules=rules)
+    options = Options(quantizer=quantizer, rotations=ROTATIONS, rules=WEIGHT_RULES)
     found = only(group(kind), fmt, options)
     assert found.error <= found.plain_error
 

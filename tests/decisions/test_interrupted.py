@@ -101,14 +101,17 @@ def test_ctrl_c_loses_nothing(stage: str, folder: Path, whole: str) -> None:
         text=True,
         start_new_session=True,
     )  # fmt: skip
-    end = time.monotonic() + SECONDS
-    while stage == "quantize" and len(list(state.glob("candidates-*/*.json"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    if stage == "quantize":
-        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes
-    _, errors = process.communicate(timeout=SECONDS)
+    try:
+        end = time.monotonic() + SECONDS
+        while stage == "quantize" and len(list(state.glob("candidates-*/*.json"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        if stage == "quantize":
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()  # where it was not as expected
     stop.unlink(missing_ok=True)
     assert errors.splitlines()[-1:] == ["error: interrupted"], errors
     assert process.returncode == 130

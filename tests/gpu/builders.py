@@ -24,7 +24,7 @@ Builders = Sequence["subprocess.Popen[bytes]"]
 
 
 @contextmanager
-def begun(options: Options, built: Path | None) -> Iterator[tuple[Path, Builders]]:
+def builders_of(options: Options, built: Path | None) -> Iterator[tuple[Path, Builders]]:
     """(where checks are built, by which processes): by none where they were `built` before."""
     if built is not None:
         yield built, ()

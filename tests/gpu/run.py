@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu.builder import folder_of, is_built
-from tests.gpu.builders import Builders, begun, bury, end
+from tests.gpu.builders import Builders, builders_of, bury, end
 from tests.gpu.check import CRASHED, FAILED, SKIPPED, Check, Record, family_of
 from tests.gpu.plan import Options, plan
 from tests.gpu.worker import MARK
@@ -46,7 +46,7 @@ def run_all(
     for index, check in enumerate(checks):
         if built is not None and not is_built(folder_of(built, check)):
             keep(index, Record(check.name, FAILED, 0, f"not built: it is not in {built}"))
-    with begun(options, built) as (folder, processes):
+    with builders_of(options, built) as (folder, processes):
         while time.monotonic() < limit:
             left = [index for index in range(len(checks)) if index not in records]
             if not left:

@@ -225,7 +225,7 @@ def test_what_hangs_twice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         return check if is_wide else None
 
     monkeypatch.setattr(run, "_run_some", hangs_or_passes)
-    monkeypatch.setattr(run, "begun", lambda *_: nullcontext((Path(), [])))
+    monkeypatch.setattr(run, "builders_of", lambda *_: nullcontext((Path(), [])))
     records = run.run_all(options, 60, lambda _: None)
     names = [check.name for check in plan(options)]
     assert [record.name for record in records] == names

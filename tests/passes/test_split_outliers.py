@@ -257,7 +257,10 @@ def quantized(model: Model, fmt: str, layer: str, x: np.ndarray) -> np.ndarray:
     return run_model(model, x)[0]
 
 
-@pytest.mark.parametrize("fmt", ["mxfp4", "nvint4"])
+@pytest.mark.parametrize(
+    "fmt",
+    ["mxfp4", "nvint4", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mxint4", "nvfp4"))],
+)
 @pytest.mark.parametrize(
     ("write", "source", "name"), [(two_readers, "gain", "q"), (gated, "up", "down")]
 )

@@ -103,6 +103,7 @@ def test_shipped_results_are_choices_of_their_kernels(path) -> None:
     for held in read_table(path).results:
         m, k, n = held.shape
         space = KERNELS[held.kernel].space(m, n, k)
+        assert KERNELS[held.kernel].tuned_as(m) == held.kernel
         assert held.config.keys() == space.keys()
         for name, value in held.config.items():
             assert value in space[name], held

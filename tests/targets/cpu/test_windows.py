@@ -26,7 +26,7 @@ GEOMETRY = {  # kernel, strides, padding (top, left, bottom, right), dilation
     "dilated": ((2, 3), (1, 2), (1, 2, 0, 2), (2, 3)),
     "flat": ((1, 5), (1, 1), (0, 2, 0, 2), (1, 1)),
 }
-CHANNELS = (1, 3, 32, 40, 320)
+CHANNELS = (1, 3, 32, 40, 320, *(pytest.param(c, marks=pytest.mark.slow) for c in (5, 64)))
 PAIRS = [("mxint8", "mxint8"), ("nvfp4", "nvfp4"), ("nvint4", "mxint8")]
 PAIRS += [("mxfp8", "mxfp8")]
 SIZES = ((2, 5, 7), (1, 4, 21))
