@@ -7,7 +7,7 @@ from typing import Any
 
 from lbcompiler.bench.gemm import GemmRow
 from lbcompiler.bench.model import ModelSpeed, bench_model
-from lbcompiler.bench.targets import bench_target
+from lbcompiler.bench.targets import Settings, bench_gemm
 from lbcompiler.bench.timing import ROUNDS, Progress
 from lbcompiler.config import make_config, parse_inputs, parse_shape
 from lbcompiler.errors import ConfigError, LbcWarning
@@ -44,16 +44,20 @@ def gemm(
         for name in _listed(format or FORMAT)
     ]
     name, variant = parts_of(configs[0].target)
-    return bench_target(name).gemm(
-        [(config.weight_format, config.activation_format) for config in configs],
-        [parse_linear(text) for item in shape or SHAPES for text in item.split(",")],
-        variant,
-        _results(tuning_db, name),
+    settings = Settings(
+        variant=variant,
+        results=_results(tuning_db, name),
         threads=threads,
         peer_names=None if peers is None else _listed(peers),
         rounds=rounds or ROUNDS,
         hot=hot,
-        progress=progress,
+    )
+    return bench_gemm(
+        name,
+        [(config.weight_format, config.activation_format) for config in configs],
+        [parse_linear(text) for item in shape or SHAPES for text in item.split(",")],
+        settings,
+        progress,
     )
 
 

@@ -4,17 +4,17 @@ All that is timed takes turns (`timing.interleaved`). At M below 16 a linear rea
 for little arithmetic: they are cold then, as in a model that is larger than the caches.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lbcompiler.bench.gemm import CEILING, OURS, QUANTIZE, GemmRow
 from lbcompiler.bench.peers import check_peers, peers
-from lbcompiler.bench.targets import Bounds
-from lbcompiler.bench.timing import ROUNDS, Progress, interleaved, silent
+from lbcompiler.bench.targets import Bounds, Row, Settings
+from lbcompiler.bench.timing import Progress, interleaved
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.configs import Shape, Source, Tuned
+from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cpu import tuned_for
 from lbcompiler.targets.cpu.bench import ceiling_of, timed_linear
 from lbcompiler.targets.cpu.ceilings import Ceiling, ceilings
@@ -27,36 +27,14 @@ SMALL_M = 16
 COLD_BYTES = 1 << 28  # of the copies of one weight that take turns: several times any L3 here
 
 
-def gemm(
-    formats: Iterable[tuple[BlockFormat, BlockFormat | None]],
-    shapes: Sequence[Shape],
-    variant: str = "",
-    results: Sequence[Source] = (),
-    *,
-    threads: int | None = None,
-    peer_names: Sequence[str] | None = None,
-    rounds: int = ROUNDS,
-    hot: bool = False,
-    progress: Progress = silent,
-) -> list[GemmRow]:
+def rows(shapes: Sequence[Shape], settings: Settings) -> Row:
     """Without peers unless they are named."""
-    isa, tuned = tuned_for(variant, results)
+    isa, tuned = tuned_for(settings.variant, settings.results)
     if not isa.runs_on(detect()):
         raise ConfigError(f"this machine cannot run {isa.name}: its best is {detect().name}")
-    names = tuple(peer_names or ())
-    check_peers(names, shapes)
-    bench = _Bench(isa, tuned, set_threads(threads), names, rounds, hot)
-    held = ceilings(isa, bench.threads)
-    rows = []
-    for weight, act in formats:
-        for shape in shapes:
-            stage = f"{weight.name} {'x'.join(map(str, shape))}"
-
-            def within(_stage: str, done: int, total: int, stage: str = stage) -> None:
-                progress(stage, done, total)
-
-            rows.append(bench.row(weight, act, shape, held, within))
-    return rows
+    check_peers(settings.peer_names or (), shapes)
+    threads = set_threads(settings.threads)
+    return _Bench(isa, tuned, threads, settings, ceilings(isa, threads)).row
 
 
 def bounds(isa: str, threads: int, _rounds: int) -> Bounds:
@@ -77,29 +55,29 @@ class _Bench:
     isa: Isa
     tuned: Tuned
     threads: int
-    peer_names: tuple[str, ...]
-    rounds: int
-    hot: bool
+    settings: Settings
+    bounds: dict[str, Ceiling]
 
     def row(
         self,
         weight: BlockFormat,
         act: BlockFormat | None,
         shape: Shape,
-        bounds: dict[str, Ceiling],
         progress: Progress,
     ) -> GemmRow:
-        progress("", 0, self.rounds)
-        cold = 0 if self.hot or shape[0] >= SMALL_M else COLD_BYTES
+        bounds, rounds = self.bounds, self.settings.rounds
+        progress("", 0, rounds)
+        cold = 0 if self.settings.hot or shape[0] >= SMALL_M else COLD_BYTES
         linear = timed_linear(weight, act, self.isa, shape, cold, self.tuned)
-        others, missing = peers(self.peer_names, weight.element.bits, shape, self.threads, cold)
+        names = self.settings.peer_names or ()
+        others, missing = peers(names, weight.element.bits, shape, self.threads, cold)
         needed = {linear.ceiling, MEMORY} & bounds.keys()
         work: dict[str, Any] = {OURS: linear.run}
         if linear.quantize is not None:
             work[QUANTIZE] = linear.quantize
         work |= {CEILING + name: bounds[name].run for name in needed}
         work |= {name: peer.run for name, peer in others.items()}
-        took = interleaved(work, self.rounds, progress=progress)
+        took = interleaved(work, rounds, progress=progress)
         rate = {name: bounds[name].amount / took[CEILING + name] * 1e-9 for name in needed}
         calls = {name: took[name] for name in (OURS, QUANTIZE) if name in took}
         calls |= {name: took[name] / peer.calls for name, peer in others.items()}

@@ -4,16 +4,16 @@ Everything is recorded once and then takes turns in shuffled rounds, timed by CU
 are cold up to 16 rows, as in a model that is larger than the L2 cache.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lbcompiler.bench.gemm import OURS, QUANTIZE, GemmRow
 from lbcompiler.bench.peers_cuda import PEERS, check_peers, cublas_bf16, peers
-from lbcompiler.bench.targets import Bounds
-from lbcompiler.bench.timing import ROUNDS, Progress, medians, silent
+from lbcompiler.bench.targets import Bounds, Row, Settings
+from lbcompiler.bench.timing import Progress, medians, silent
 from lbcompiler.errors import LbcError
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.configs import Shape, Source, Tuned
+from lbcompiler.targets.configs import Shape, Tuned
 from lbcompiler.targets.cuda import tuned_for
 from lbcompiler.targets.cuda.arch import Arch, arch_named
 from lbcompiler.targets.cuda.bench import FEW_ROWS, timed_linear
@@ -27,38 +27,17 @@ PEAK = (4096, 8192, 8192)  # M, K, N of the product that stands for the bfloat16
 PEAK_NAME = "bf16 peak"
 
 
-def gemm(
-    formats: Iterable[tuple[BlockFormat, BlockFormat | None]],
-    shapes: Sequence[Shape],
-    variant: str = "",
-    results: Sequence[Source] = (),
-    *,
-    threads: int | None = None,
-    peer_names: Sequence[str] | None = None,
-    rounds: int = ROUNDS,
-    hot: bool = False,
-    progress: Progress = silent,
-) -> list[GemmRow]:
+def rows(_shapes: Sequence[Shape], settings: Settings) -> Row:
     """With all peers that there are unless some are named; a row says why another is missing.
     DeviceError where the GPU fails.
     """
-    names = PEERS if peer_names is None else peer_names
-    check_peers(peer_names or ())
-    arch, gpu = gpu_for(variant, "lbc bench gemm times", threads)
+    check_peers(settings.peer_names or ())
+    variant = settings.variant
+    arch, gpu = gpu_for(variant, "lbc bench gemm times", settings.threads)
     find_nvcc().check(arch)
     clock = Clock()
-    held = tuned_for(arch, "" if variant else gpu.name, results)
-    bench = _Bench(arch, held, clock, tuple(names), rounds, hot, *_ceilings(arch, clock))
-    rows = []
-    for weight, act in formats:
-        for shape in shapes:
-            stage = f"{weight.name} {'x'.join(map(str, shape))}"
-
-            def within(_stage: str, done: int, total: int, stage: str = stage) -> None:
-                progress(stage, done, total)
-
-            rows.append(bench.row(weight, act, shape, within))
-    return rows
+    tuned = tuned_for(arch, "" if variant else gpu.name, settings.results)
+    return _Bench(arch, tuned, clock, settings, *_ceilings(arch, clock)).row
 
 
 def interleaved(
@@ -109,9 +88,7 @@ class _Bench:
     arch: Arch
     tuned: Tuned
     clock: Clock
-    peer_names: tuple[str, ...]
-    rounds: int
-    hot: bool
+    settings: Settings
     bounds: dict[str, Recorded]
     copied_bytes: int
     missing: dict[str, str]  # of the bounds
@@ -123,12 +100,13 @@ class _Bench:
         shape: Shape,
         progress: Progress,
     ) -> GemmRow:
-        progress("", 0, self.rounds)
-        cold = 0 if self.hot or shape[0] > FEW_ROWS else self.clock.cold_bytes
+        names, rounds = self.settings.peer_names, self.settings.rounds
+        progress("", 0, rounds)
+        cold = 0 if self.settings.hot or shape[0] > FEW_ROWS else self.clock.cold_bytes
         linear = timed_linear(weight, act, self.arch, shape, cold, self.tuned, self.clock)
-        others, missing = peers(self.peer_names, shape, cold, self.clock)
+        others, missing = peers(tuple(PEERS if names is None else names), shape, cold, self.clock)
         work = {OURS: linear.whole, QUANTIZE: linear.quantize, **self.bounds, **others}
-        took = interleaved(self.clock, work, self.rounds, progress)
+        took = interleaved(self.clock, work, rounds, progress)
         rates = _rates(took, self.copied_bytes)
         return GemmRow.of(
             shape,

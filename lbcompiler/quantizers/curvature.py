@@ -37,14 +37,15 @@ class Curvature:
 
     @cached_property
     def _factor(self) -> tuple[Floats, Floats]:
-        """(feedback, diagonal) of R (K, K), upper triangular: H = R R^T with the columns of H in
-        the order of rounding. R itself is float64 and not kept.
+        """(feedback, R_jj^2) in the order of rounding, of R (K, K), upper triangular: H = R R^T
+        with the columns of H in that order. R itself is float64 and not kept.
         """
         last_first = self.order[::-1]
         lower = np.linalg.cholesky(self.hessian[np.ix_(last_first, last_first)])
         root = lower[::-1, ::-1]
         diagonal = np.diagonal(root)
-        return np.ascontiguousarray((root / diagonal).T, np.float32), diagonal.copy()
+        feedback = np.ascontiguousarray((root / diagonal).T, np.float32)
+        return feedback, np.square(diagonal).astype(np.float32)
 
     @property
     def feedback(self) -> Floats:
@@ -57,14 +58,15 @@ class Curvature:
         Where w'_j is column j with its feedback, the objective is sum R_jj^2 (w'_j - q_j)^2.
         """
         pivots = np.empty(len(self.hessian), np.float32)
-        pivots[self.order] = np.square(self._factor[1])
+        pivots[self.order] = self._factor[1]
         return pivots
 
     def row_objectives(self, errors: Floats) -> Floats:
         """(N,): what `objective` sums over rows; errors (K, N), the columns in the order of
         rounding. E R is R_jj times E_j + sum over i < j of E_i R_ij / R_jj.
         """
-        costs: Floats = self.pivots[self.order] @ np.square(self.feedback @ errors)
+        feedback, squares = self._factor
+        costs: Floats = squares @ np.square(feedback @ errors)
         return costs
 
     def objective(self, error: Floats) -> float:

@@ -164,7 +164,7 @@ class TuningStudy:
         return self.study.get_trials(deepcopy=False)
 
     def _shuffled(self) -> list[Fields]:
-        """Every config of the space."""
+        """Every config of the space, in random order."""
         names = list(self.work.space)
         every = [dict(zip(names, p, strict=True)) for p in product(*self.work.space.values())]
         return random.sample(every, len(every))

@@ -7,6 +7,7 @@ import pytest
 from lbcompiler.bench import on_cpu
 from lbcompiler.bench import peers as others
 from lbcompiler.bench.gemm import GemmRow
+from lbcompiler.bench.targets import Settings, bench_gemm
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats import FORMATS
 from lbcompiler.targets.cpu import bench, ceilings
@@ -23,7 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one(shape: tuple[int, int, int], **options: Any) -> GemmRow:
-    (row,) = on_cpu.gemm([(MXINT8, MXINT8)], [shape], rounds=1, **options)
+    (row,) = bench_gemm("cpu", [(MXINT8, MXINT8)], [shape], Settings(rounds=1, **options))
     return row
 
 
@@ -59,7 +60,7 @@ def test_runs_take_turns_with_the_copies() -> None:
 
 
 def test_weights_only_and_another_instruction_set() -> None:
-    (row,) = on_cpu.gemm([(MXFP8, None)], [(2, 32, 16)], "generic", rounds=1)
+    (row,) = bench_gemm("cpu", [(MXFP8, None)], [(2, 32, 16)], Settings("generic", rounds=1))
     assert (row.act_format, row.isa, row.quantize_ms) == ("none", "generic", 0.0)
     assert (row.ceiling_gops, row.ceiling_share) == (None, None)
 
@@ -122,4 +123,4 @@ def test_a_shape_that_a_peer_does_not_take(monkeypatch: pytest.MonkeyPatch) -> N
 def test_another_machines_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_cpu, "detect", lambda: GENERIC)
     with pytest.raises(ConfigError, match="cannot run avx512_vnni: its best is generic"):
-        on_cpu.gemm([(MXINT8, None)], [(1, 32, 16)], "avx512_vnni")
+        bench_gemm("cpu", [(MXINT8, None)], [(1, 32, 16)], Settings("avx512_vnni"))
