@@ -86,13 +86,13 @@ def _emit_tiles(operands: Operands, isa: Isa, chosen: Config | None) -> None:
     tiles = tirx.ceildiv(operands.queries, width)
     with T.parallel(operands.batch * what.q.count * tiles) as task:
         IRBuilder.name("task", task)
-        head = let(task // tiles % what.q.count)
-        batch = let(task // tiles // what.q.count)
+        head = bound(task // tiles % what.q.count)
+        batch = bound(task // tiles // what.q.count)
         position = task % tiles
         if what.causal:  # first, last, second, ..: threads take ranges of tasks, and equal work
             from_end = tiles - 1 - position // 2
             position = tirx.if_then_else(position % 2 == 0, position // 2, from_end)
-        tile = _Tile(operands, isa, config, batch, head, let(position * width))
+        tile = _Tile(operands, isa, config, batch, head, bound(position * width))
         tile.emit()
 
 
