@@ -209,14 +209,14 @@ def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
     way.before()
     with T.parallel(chunks * groups) as number:
         IRBuilder.name("task", number)
-        first = let(number // groups * height)
-        column = let(tirx.min(number % groups * tile.columns, count - tile.columns))
+        first = bound(number // groups * height)
+        column = bound(tirx.min(number % groups * tile.columns, count - tile.columns))
         held = T.alloc_buffer((most, tile.size), "float32")
 
         def row(i: Expr) -> Expr:
-            return let(tirx.min((first + i) * tile.rows, m - tile.rows))
+            return bound(tirx.min((first + i) * tile.rows, m - tile.rows))
 
-        task = Task(tile, column, let(tirx.min(height, row_tiles - first)), row, first, held)
+        task = Task(tile, column, bound(tirx.min(height, row_tiles - first)), row, first, held)
         lanes = [
             at(tile.lane(r, j) + v, isa.lanes)
             for r in range(tile.rows)
@@ -246,7 +246,7 @@ def _emit_output(isa: Isa, task: Task, held: Any, i: Expr, output: Output) -> No
     tile, first = task.tile, task.row(i)
     ragged = output.n % COLUMNS
     with T.serial(tile.rows) as r:
-        row = let(first + r)
+        row = bound(first + r)
         scale = _tensor_scale(output, row)
         for j in range(tile.columns):
             values = [

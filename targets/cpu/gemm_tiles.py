@@ -26,7 +26,7 @@ from lbcompiler.targets.cpu import amx, tile_weights
 from lbcompiler.targets.cpu.gemm import Place, Task, Tile
 from lbcompiler.targets.cpu.integer_products import Activations, Products
 from lbcompiler.targets.cpu.integer_weights import DirectWeights
-from lbcompiler.targets.cpu.intrinsics import Expr, Registers, at, fma, let
+from lbcompiler.targets.cpu.intrinsics import Expr, Registers, at, bound, fma, let
 from lbcompiler.targets.cpu.layout import COLUMNS
 from lbcompiler.targets.cpu.plain import flagged
 from lbcompiler.targets.cpu.tile_activations import TileRows
@@ -132,10 +132,10 @@ class TileGemm:
         results = T.alloc_buffer((2, self.height * COLUMNS), "float32")
         with T.serial(-(-even // self.depth)) as number:
             IRBuilder.name("panel", number)
-            first = let(number * self.depth)
-            count = let(tirx.min(self.depth, even - first)) if even % self.depth else self.depth
+            first = bound(number * self.depth)
+            count = bound(tirx.min(self.depth, even - first)) if even % self.depth else self.depth
             if self.blocks % 2:
-                panel.decode(first, let(tirx.min(count, self.blocks - first)))
+                panel.decode(first, bound(tirx.min(count, self.blocks - first)))
                 with T.If(first + count > self.blocks), T.Then():
                     panel.clear(self.blocks - first)
             else:
@@ -148,11 +148,11 @@ class TileGemm:
     ) -> None:
         """One panel: register tile after register tile, the pipeline filled all the time."""
         columns = task.tile.columns
-        total = let(task.count * columns)
+        total = bound(task.count * columns)
 
         def place(number: Expr) -> _Operands:
-            i, j = let(number // columns), let(number % columns)
-            return _Operands(rows, panel, let(task.first + i), j, first)
+            i, j = bound(number // columns), bound(number % columns)
+            return _Operands(rows, panel, bound(task.first + i), j, first)
 
         def step(
             operands: _Operands,
@@ -184,11 +184,11 @@ class TileGemm:
         step(start, one, 1)
         with T.serial(total) as number:
             IRBuilder.name("tile", number)
-            here, after = place(number), place(let(tirx.min(number + 1, total - 1)))
-            panel.ask_for_next(first, here.j, let(number // columns))
-            sums = _Sums(task, self.height, let(number // columns), here.j)
+            here, after = place(number), place(bound(tirx.min(number + 1, total - 1)))
+            panel.ask_for_next(first, here.j, bound(number // columns))
+            sums = _Sums(task, self.height, bound(number // columns), here.j)
             with T.serial(count // 2 - 1) as pair:
-                block = let(pair * 2)
+                block = bound(pair * 2)
                 step(here, block + 2, 0, sums, block)
                 step(here, block + 3, 1, sums, block + 1)
             step(after, zero, 0, sums, count - 2)
@@ -206,6 +206,6 @@ class TileGemm:
             lanes = at(task.tile.lane(r, j), COLUMNS)
             sums = Registers(1, "float32", COLUMNS)
             sums[0] = task.held[i, lanes]
-            row = let(task.row(i) + r)
-            products.add(Place(Tile(1, 1), sums, i, row, let(task.column + j)), 0, self.blocks)
+            row = bound(task.row(i) + r)
+            products.add(Place(Tile(1, 1), sums, i, row, bound(task.column + j)), 0, self.blocks)
             T.buffer_store(task.held, sums[0], [i, lanes])
