@@ -1,6 +1,8 @@
 """What every target's host code has in common: it is a program of TVM's virtual machine."""
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +47,32 @@ def plan_memory(module: Any) -> Any:
     return tvm.transform.Sequential(passes)(module)
 
 
-def link(executable: Any, library: Path) -> None:
-    """Write the library. Raises ConfigError where the linker cannot."""
-    try:
-        executable.export_library(str(library))
-    except Exception as error:  # the linker's, under several names
-        raise ConfigError(
-            f"the generated code could not be linked into {library.name}: "
-            f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
-            "compiler? lbc doctor looks"
-        ) from None
+@dataclass(frozen=True)
+class Built:
+    """A program of the virtual machine, and object files with functions that it calls."""
+
+    executable: Any
+    objects: Sequence[bytes] = ()
+
+    def link(self, library: Path) -> None:
+        """Write the library. Raises ConfigError where the linker cannot."""
+        with tempfile.TemporaryDirectory(prefix="lbc-link-") as folder:
+            try:
+                files = []
+                for number, code in enumerate(self.objects):
+                    files.append(str(Path(folder, f"{number}.o")))
+                    Path(files[-1]).write_bytes(code)
+                self.executable.export_library(str(library), addons=files)
+            except Exception as error:  # the linker's, under several names
+                raise ConfigError(
+                    f"the generated code could not be linked into {library.name}: "
+                    f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
+                    "compiler? lbc doctor looks"
+                ) from None
+
+    def load(self, device: Any) -> Any:
+        """The virtual machine with the program, in this process."""
+        with tempfile.TemporaryDirectory(prefix="lbc-load-") as folder:
+            library = Path(folder, "program.so")
+            self.link(library)
+            return relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)

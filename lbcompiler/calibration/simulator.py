@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from lbcompiler.calibration.segments import Group, split
 from lbcompiler.ir.constants import Constant
@@ -47,8 +46,8 @@ class Simulator:
         ensure_threads()
         self._machine: Any = None
         if any(segment.function for segment in self._split.segments):  # no code is no executable
-            executable = build(self._split.module, isa.tvm_target(), model.dims)
-            self._machine = relax.VirtualMachine(executable, tvm.cpu())
+            built = build(self._split.module, isa.tvm_target(), model.dims)
+            self._machine = built.load(tvm.cpu())
         self._linears = {
             linear.layer: linear for stage in self._split.stages for linear in stage.linears
         }

@@ -13,8 +13,8 @@ import tvm
 from tvm import rpc
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.isa import Isa, detect
+from lbcompiler.targets.cpu.objects import tir_pipeline
 from lbcompiler.targets.cpu.processor import processor
 from lbcompiler.targets.cpu.threads import set_threads
 from lbcompiler.tuning.build import Code, Compile

@@ -62,8 +62,6 @@ def _build(
     isa: Isa, module: Any, dims: Sequence[Dim], files: Files, dump: Dump
 ) -> Sequence[KernelUse]:
     from lbcompiler.targets.cpu.build import build
-    from lbcompiler.targets.virtual_machine import link
 
-    executable = build(module, isa.tvm_target(), dims, dump)
-    link(executable, files.library)
+    build(module, isa.tvm_target(), dims, dump).link(files.library)
     return ()

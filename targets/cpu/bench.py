@@ -12,12 +12,12 @@ from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.configs import Tuned
-from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.gemm import SMALL_M, Config
 from lbcompiler.targets.cpu.hadamard import hadamard_kernel
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import Array
+from lbcompiler.targets.cpu.objects import tir_pipeline
 from lbcompiler.targets.cpu.sources import PrologueRows
 
 MOST_COPIES = 1024

@@ -8,64 +8,19 @@ as much to compile as one of two.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import tvm
-from tvm import relax, s_tir, tirx
-from tvm.tirx import compilation_pipeline
+from tvm import relax
+from tvm.relax import vm_build
 
 from lbcompiler.ir.dump import Dump, no_dump
 from lbcompiler.ir.model import Dim
 from lbcompiler.targets.cpu.keep_apart import KeepApart
 from lbcompiler.targets.cpu.legalize import KEPT, LEGALIZATIONS
+from lbcompiler.targets.cpu.objects import compile_objects, host_module
 from lbcompiler.targets.cpu.schedule import schedule_module
-from lbcompiler.targets.virtual_machine import bound_dimensions, plan_memory
-
-# TVM's default for schedulable functions without what serves GPUs, without its common subexpression
-# elimination (LLVM does it, and faster), without RenormalizeSplitPattern and RemoveNoOp, which take
-# a tenth of the time and leave LLVM the same text, and without CompactBufferAllocation, which fails
-# on the bounds of a scratch buffer of symbolic shape and has nothing to gain in loops that were
-# written with buffers of the right size.
-_TIR_PASSES = (
-    s_tir.transform.CanonicalizeLoop,
-    s_tir.transform.LowerInitBlock,
-    s_tir.transform.PlanAndUpdateBufferAllocationLocation,
-    s_tir.transform.ConvertBlocksToOpaque,
-    s_tir.transform.LowerMatchBuffer,
-    s_tir.transform.StmtSimplify,
-    s_tir.transform.LowerOpaqueBlock,
-    tirx.transform.FlattenBuffer,
-    tirx.transform.BF16ComputeLegalize,
-    partial(tirx.transform.NarrowDataType, 32),
-    s_tir.transform.LoopPartition,
-    tirx.transform.VectorizeLoop,
-    tirx.transform.StorageRewrite,
-    tirx.transform.UnrollLoop,
-    tirx.transform.StmtSimplify,
-    s_tir.transform.RewriteUnsafeSelect,
-    tirx.transform.VerifyMemory,
-    tirx.transform.AnnotateEntryFunc,
-    tirx.transform.SplitHostDevice,
-    tirx.transform.MakePackedAPI,
-    tirx.transform.BF16StorageLegalize,
-)
-
-
-_TIR_PIPELINE = "lbcompiler.cpu"
-
-
-def tir_pipeline() -> str:
-    """The name under which TVM knows the passes that scheduled functions go through."""
-    compilation_pipeline.register_tir_pipeline(_TIR_PIPELINE, _tir_pipeline)
-    return _TIR_PIPELINE
-
-
-def _tir_pipeline() -> tuple[Any, Any, Any]:
-    """The passes, and what TVM asks for beside them: those that finish host and device code."""
-    passes = tvm.transform.Sequential([make() for make in _TIR_PASSES])
-    _, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
-    return passes, host, device
+from lbcompiler.targets.virtual_machine import Built, bound_dimensions, plan_memory
 
 
 def lower_to_kernels(module: Any, isa_target: Any) -> Any:
@@ -89,12 +44,12 @@ def build(
     isa_target: Any,
     dims: Sequence[Dim] = (),
     dump: Dump = no_dump,
-) -> Any:
+) -> Built:
     """Compile a module whose quantized linears are already calls of scheduled PrimFuncs.
 
     `isa_target` is a `tvm.target.Target` of kind llvm; `dims` name the dynamic dimensions (the
     symbolic variables of the same names) and their bounds. `dump` is called with the module
-    after fusion, scheduling and memory planning. Returns the executable of the virtual machine.
+    after fusion, scheduling and memory planning.
     """
     module = bound_dimensions(module, dims)
     with tvm.transform.PassContext(opt_level=3):
@@ -105,6 +60,13 @@ def build(
         with isa_target:
             module = plan_memory(module)
             dump("planned", module)
-            return tvm.compile(
-                module, target=isa_target, relax_pipeline=None, tir_pipeline=tir_pipeline()
-            )
+            return _built(module, isa_target)
+
+
+def _built(module: Any, isa_target: Any) -> Built:
+    """`relax.build`, but for the PrimFuncs, which are compiled one by one."""
+    builder = relax.ExecBuilder()
+    rest = vm_build._vmcodegen(builder, module)
+    functions = {variable.name_hint: function for variable, function in rest.functions_items()}
+    executable = vm_build._vmlink(builder, isa_target, ext_libs=[host_module(isa_target)])
+    return Built(executable, compile_objects(functions, isa_target))

@@ -24,7 +24,7 @@ from lbcompiler.targets.cuda.device_code import DeviceCode
 from lbcompiler.targets.cuda.legalize import KEPT, LEGALIZATIONS
 from lbcompiler.targets.cuda.schedule import schedule_module
 from lbcompiler.targets.cuda.toolchain import find_nvcc
-from lbcompiler.targets.virtual_machine import bound_dimensions, link, plan_memory
+from lbcompiler.targets.virtual_machine import Built, bound_dimensions, plan_memory
 
 
 def build(
@@ -42,7 +42,7 @@ def build(
     nvcc = find_nvcc()
     nvcc.check(arch)  # before the work, not behind it
     executable, kernels = generate(lowered(module, arch, dims, dump), arch.tvm_target)
-    link(executable, library)
+    Built(executable).link(library)
     return DeviceCode.of(kernels, compile_all([k.source for k in kernels], arch, nvcc), arch)
 
 

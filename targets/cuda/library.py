@@ -17,7 +17,7 @@ from lbcompiler.targets.cuda.cache import compile_all
 from lbcompiler.targets.cuda.codegen import generate
 from lbcompiler.targets.cuda.device_code import DeviceCode
 from lbcompiler.targets.cuda.toolchain import find_nvcc
-from lbcompiler.targets.virtual_machine import link
+from lbcompiler.targets.virtual_machine import Built
 
 MakeLibrary = Callable[[Mapping[str, Any], Arch], "Library"]  # `Library.of`, or one that keeps them
 
@@ -40,7 +40,7 @@ class Library:
         code = DeviceCode.of(kernels, compile_all([k.source for k in kernels], arch, nvcc), arch)
         with tempfile.TemporaryDirectory(prefix="lbc-cuda-") as folder:
             host, device = Path(folder, "host.so"), Path(folder, "kernels.safetensors")
-            link(executable, host)
+            Built(executable).link(host)
             code.save(device)
             return cls(host.read_bytes(), device.read_bytes(), code.sources)
 

@@ -25,7 +25,7 @@ from unittest.mock import patch
 import lbcompiler
 from lbcompiler.artifact import Artifact
 from lbcompiler.errors import LbcError
-from lbcompiler.targets.cuda import build, cache
+from lbcompiler.targets.cuda import build
 from lbcompiler.targets.cuda.toolchain import Nvcc
 from tests.bench.accuracy import BUILT, listed
 
@@ -99,7 +99,7 @@ def found(artifact: Artifact, arch: str) -> Row:
 def empty_cache() -> Iterator[None]:
     with (
         tempfile.TemporaryDirectory(prefix="lbc-matrix-cache-") as folder,
-        patch.object(cache, "cache_folder", lambda: Path(folder)),
+        patch.dict(os.environ, XDG_CACHE_HOME=folder),
     ):
         yield
 

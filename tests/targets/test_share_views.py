@@ -11,6 +11,7 @@ from lbcompiler.ir.rewrite import bindings
 from lbcompiler.targets.cpu.build import build
 from lbcompiler.targets.cpu.isa import detect
 from lbcompiler.targets.cpu.threads import set_threads
+from lbcompiler.targets.virtual_machine import Built
 
 LAYERS = 6
 N = tvm.tirx.Var("n", "int64")
@@ -33,18 +34,18 @@ def chain() -> Any:
     return builder.get()
 
 
-def planned() -> tuple[Any, Counter[str]]:
-    """The executable of the chain, and how often each step stands in it."""
+def planned() -> tuple[Built, Counter[str]]:
+    """The program of the chain, and how often each step stands in it."""
     dumped: dict[str, Any] = {}
-    executable = build(chain(), detect().tvm_target(), dump=dumped.__setitem__)
+    built = build(chain(), detect().tvm_target(), dump=dumped.__setitem__)
     calls = [b.value for b in bindings(dumped["planned"]["main"])]
     ops = [call.op for call in calls if isinstance(call, relax.Call)]
     names = [str(getattr(op, "global_symbol", None) or getattr(op, "name", "")) for op in ops]
-    return executable, Counter(names)
+    return built, Counter(names)
 
 
 def test_six_equal_layers_describe_their_tensors_once() -> None:
-    executable, steps = planned()
+    built, steps = planned()
     memories = steps["relax.vm.alloc_storage"]
     assert memories < LAYERS
     assert steps["relax.vm.alloc_tensor"] == memories
@@ -54,6 +55,6 @@ def test_six_equal_layers_describe_their_tensors_once() -> None:
     seed = np.random.default_rng(0)
     x, w = seed.standard_normal((5, 16)), seed.standard_normal((16, 16)) / 4
     given = [tvm.runtime.tensor(array.astype(np.float32)) for array in (x, w)]
-    third, last = relax.VirtualMachine(executable, tvm.cpu())["main"](*given)
+    third, last = built.load(tvm.cpu())["main"](*given)
     np.testing.assert_allclose(third.numpy(), x @ w @ w @ w, atol=1e-5)
     np.testing.assert_allclose(last.numpy(), x @ np.linalg.matrix_power(w, LAYERS), atol=1e-5)

@@ -12,11 +12,11 @@ from tvm_ffi import StructuralKey
 
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
 from lbcompiler.targets.cpu import plain
-from lbcompiler.targets.cpu.build import tir_pipeline
 from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
 from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_BF16, ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
 from lbcompiler.targets.cpu.layout import padded, row_stride
+from lbcompiler.targets.cpu.objects import tir_pipeline
 
 Array = NDArray[Any]
 HERE = [isa for isa in ISAS if isa.runs_on(detect())]

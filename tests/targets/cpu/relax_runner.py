@@ -13,6 +13,7 @@ from lbcompiler.targets.cpu.build import build, lower_to_kernels
 from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.schedule import explain, schedule_module
 from lbcompiler.targets.cpu.threads import set_threads
+from lbcompiler.targets.virtual_machine import Built
 
 Shape = Sequence[Any]
 B, L, H, W = (tirx.Var(name, "int64") for name in "blhw")
@@ -41,12 +42,12 @@ class Function:
         return [f for f in functions.values() if isinstance(f, tirx.PrimFunc)]
 
     @cached_property
-    def executable(self) -> Any:
+    def built(self) -> Built:
         return build(self.module, self.isa.tvm_target())
 
     @cached_property
     def machine(self) -> Any:
-        return relax.VirtualMachine(self.executable, tvm.cpu())
+        return self.built.load(tvm.cpu())
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         set_threads(None)

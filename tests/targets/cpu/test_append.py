@@ -24,7 +24,7 @@ def machine(shape: list[int | str], axes: list[int], dtype: str, isa: Isa) -> re
             size = past + extents[axes[0]]
             out = builder.emit_output(ops.append(state, rows, [size, *inner], axes=axes))
         builder.emit_func_output(out)
-    return relax.VirtualMachine(build(builder.get(), isa.tvm_target()), tvm.cpu())
+    return build(builder.get(), isa.tvm_target()).load(tvm.cpu())
 
 
 @pytest.mark.parametrize("isa", [AVX512_VNNI, AVX2, GENERIC], ids=lambda isa: isa.name)

@@ -78,20 +78,19 @@ def weights_of(layers: int) -> list[np.ndarray]:
     return [normal(*s, seed=i) / np.float32(np.sqrt(s[0])) for i, s in enumerate(shapes)]
 
 
-def run(executable: Any, *arrays: np.ndarray) -> np.ndarray:
+def run(machine: Any, *arrays: np.ndarray) -> np.ndarray:
     set_threads(None)
-    machine = relax.VirtualMachine(executable, tvm.cpu())
     return machine["main"](*(tvm.runtime.tensor(a) for a in arrays)).numpy()
 
 
 @pytest.mark.parametrize("dims", [(), (Dim("batch", 1, 8), Dim("length", 1, 128))])
 def test_a_transformer_with_symbolic_batch_and_length(dims: tuple[Dim, ...]) -> None:
-    executable = build(transformer(2), detect().tvm_target(), dims)
+    machine = build(transformer(2), detect().tvm_target(), dims).load(tvm.cpu())
     weights = weights_of(2)
     for batch, length in ((1, 1), (2, 7), (1, 40), (3, 128)):
         x, mask = normal(batch, length, WIDTH), normal(batch, 1, 1, length, seed=1)
         mask[:, :, :, 1:][mask[:, :, :, 1:] < -1] = -np.inf
-        found = run(executable, x, mask, *weights)
+        found = run(machine, x, mask, *weights)
         np.testing.assert_allclose(found, reference(x, mask, weights), rtol=1e-4, atol=1e-4)
 
 
@@ -109,6 +108,6 @@ def test_an_upper_bound_lets_memory_be_planned_before_the_run() -> None:
     """With bounds the activations share storage of a fixed size; without, each has its own."""
     dims = (Dim("batch", 1, 8), Dim("length", 1, 128))
     target = detect().tvm_target()
-    bounded = build(transformer(4), target, dims).stats()
-    free = build(transformer(4), target).stats()
+    bounded = build(transformer(4), target, dims).executable.stats()
+    free = build(transformer(4), target).executable.stats()
     assert bounded != free

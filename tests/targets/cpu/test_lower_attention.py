@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from tvm import relax
 
 from lbcompiler.ir import ops
 from lbcompiler.targets.cpu.attention_operands import Attention, Heads
@@ -74,7 +73,7 @@ def test_equal_attentions_are_one_function_and_run() -> None:
         for shape in [(2, 5, 6, 16), (2, 4, 7, 16), (2, 7, 2, 16)]
     )
     set_threads(None)
-    machine = relax.VirtualMachine(build(model.module, detect().tvm_target()), tvm.cpu())
+    machine = build(model.module, detect().tvm_target()).load(tvm.cpu())
     y = machine["main"](*[tvm.runtime.tensor(x) for x in (q, k, v)]).numpy()
     expected = attention(attention(q, k, v), k, v)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)

@@ -198,7 +198,7 @@ def run(model: Model, *inputs: Array) -> list[Array]:
     lowers = [p for p in target.passes if not isinstance(p, FuseActivationQuantize)]
     for lower in (*lowers, LiftWeights()):
         model = lower(model)
-    machine = relax.VirtualMachine(build(model.module, detect().tvm_target()), device())
+    machine = build(model.module, detect().tvm_target()).load(device())
     weights = [model.weights[name].load() for name in model.parameters]
     set_threads(None)
     outputs = machine["main"](*[runtime.tensor(array) for array in (*inputs, *weights)])

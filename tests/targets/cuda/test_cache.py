@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lbcompiler.errors import ConfigError
+from lbcompiler.targets.code_cache import ABANDONED_S
 from lbcompiler.targets.cuda import cache
 from lbcompiler.targets.cuda.arch import arch_named
-from lbcompiler.targets.cuda.cache import cache_folder, compile_all, compile_cached
-from lbcompiler.targets.cuda.prune import ABANDONED_S, VARIABLE, prune
+from lbcompiler.targets.cuda.cache import CACHE, compile_all, compile_cached
 from lbcompiler.targets.cuda.resources import Usage
 from lbcompiler.targets.cuda.toolchain import Nvcc
 
@@ -47,7 +47,7 @@ def test_a_text_is_compiled_once(nvcc: Counting) -> None:
 
 def test_nothing_but_entries_is_left(nvcc: Counting) -> None:
     compile_all(["one", "two", "one"], SM_80, nvcc)
-    assert len([*cache_folder().iterdir()]) == 2
+    assert len([*CACHE.folder.iterdir()]) == 2
 
 
 def test_another_architecture_compiler_or_switch_is_another_entry(
@@ -64,7 +64,7 @@ def test_another_architecture_compiler_or_switch_is_another_entry(
 @pytest.mark.parametrize("damage", [b"", b"{}\n", b"not json\ncode"])
 def test_a_damaged_entry_is_compiled_again(nvcc: Counting, damage: bytes) -> None:
     whole = compile_cached("one", SM_80, nvcc)
-    (entry,) = cache_folder().iterdir()
+    (entry,) = CACHE.folder.iterdir()
     held = entry.read_bytes()
     for text in (damage, held[:-1], held[:-1] + b"?"):
         entry.write_bytes(text)
@@ -74,14 +74,14 @@ def test_a_damaged_entry_is_compiled_again(nvcc: Counting, damage: bytes) -> Non
 
 def test_the_least_recently_used_go_first(nvcc: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_all(["one", "two", "tri"], SM_80, nvcc)
-    size = {entry.stat().st_size for entry in cache_folder().iterdir()}
+    size = {entry.stat().st_size for entry in CACHE.folder.iterdir()}
     assert len(size) == 1
     for age, text in enumerate(("tri", "two", "one")):
         set_age(text, age, nvcc)
     compile_cached("one", SM_80, nvcc)  # the oldest, used now
-    monkeypatch.setenv(VARIABLE, str(3.5 * size.pop() / 2**20))
+    monkeypatch.setenv(CACHE.variable, str(3.5 * size.pop() / 2**20))
     compile_all(["for"], SM_80, nvcc)
-    assert len([*cache_folder().iterdir()]) == 3
+    assert len([*CACHE.folder.iterdir()]) == 3
     for text in ("one", "tri", "for"):
         compile_cached(text, SM_80, nvcc)
     assert sorted(nvcc.texts) == ["for", "one", "tri", "two"]
@@ -90,42 +90,42 @@ def test_the_least_recently_used_go_first(nvcc: Counting, monkeypatch: pytest.Mo
 
 
 def set_age(text: str, hours: float, nvcc: Counting) -> None:
-    path = cache_folder() / f"{cache._key(text, SM_80, nvcc)}.cubin"
+    path = CACHE.path_of((nvcc.version, SM_80.name, *cache.FLAGS, text))
     then = time.time() - 3600 * hours
     os.utime(path, (then, then))
 
 
 def test_a_limit_of_nothing_keeps_nothing(nvcc: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "0")
+    monkeypatch.setenv(CACHE.variable, "0")
     assert [c.code for c in compile_all(["one", "two"], SM_80, nvcc)] == [b"one\n!", b"two\n!"]
-    assert not [*cache_folder().iterdir()]
+    assert not [*CACHE.folder.iterdir()]
 
 
 @pytest.mark.parametrize("said", ["much", "-1", "inf", "nan"])
 def test_a_limit_that_is_none(nvcc: Counting, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    monkeypatch.setenv(VARIABLE, said)
-    with pytest.raises(ConfigError, match=f"{VARIABLE} is '{said}'.*MiB"):
+    monkeypatch.setenv(CACHE.variable, said)
+    with pytest.raises(ConfigError, match=f"{CACHE.variable} is '{said}'.*MiB"):
         compile_all(["one"], SM_80, nvcc)
     assert nvcc.texts == []
 
 
 def test_what_is_being_written_stays_and_what_was_given_up_goes(nvcc: Counting) -> None:
     compile_all(["one"], SM_80, nvcc)
-    new, old = (cache_folder() / f".{name}.cubin.x" for name in ("new", "old"))
+    new, old = (CACHE.folder / f".{name}.cubin.x" for name in ("new", "old"))
     for path, age in ((new, 0), (old, 2 * ABANDONED_S)):
         path.write_bytes(b"")
         os.utime(path, (time.time() - age,) * 2)
-    prune(cache_folder(), 1 << 20)
+    CACHE.prune(1 << 20)
     assert [path.exists() for path in (new, old)] == [True, False]
 
 
 def test_several_prune_and_compile_at_once(nvcc: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "0.0005")  # two entries
+    monkeypatch.setenv(CACHE.variable, "0.0005")  # two entries
     texts = [str(number) for number in range(40)]
     with ThreadPoolExecutor(4) as pool:
         for made in pool.map(lambda _: compile_all(texts, SM_80, nvcc), range(4)):
             assert [cubin.code for cubin in made] == [f"{text}\n!".encode() for text in texts]
-    assert sum(entry.stat().st_size for entry in cache_folder().iterdir()) <= 0.0005 * 2**20
+    assert sum(entry.stat().st_size for entry in CACHE.folder.iterdir()) <= 0.0005 * 2**20
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(

@@ -1,0 +1,152 @@
+"""Compiled code by the hash of what it is made from, in the user's cache folder.
+
+A kernel takes a tenth of a second to half a second and more to compile; a model's second
+compilation, and every model with the same layers, takes none of it. An entry is one file that
+appears whole, and says the hash of what it holds: a damaged one is compiled again. Other processes
+may read, write and prune at the same time: who has opened an entry keeps what it reads, who comes
+too late compiles it again.
+
+A folder is kept to a size: the least recently used entries go first. `$LBC_CUDA_CACHE_MIB` and
+`$LBC_CPU_CACHE_MIB` say it (0 keeps none), else it is `DEFAULT_MIB`. An entry's time of
+modification is when it was last read or written.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lbcompiler.errors import ConfigError
+from lbcompiler.files import appearing
+
+DEFAULT_MIB = 1024  # some ten thousand kernels
+ABANDONED_S = 3600  # a half-written file that old belongs to a process that was killed
+
+Done = Callable[[int, int], None]  # (kernels compiled, of how many)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Code, and what is to be known of it, as JSON has it."""
+
+    code: bytes
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CodeCache:
+    """The entries of one kind of target (`cpu`, `cuda`)."""
+
+    name: str
+    suffix: str
+
+    @property
+    def folder(self) -> Path:
+        """Where they are kept (XDG)."""
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(cache) / "lbcompiler" / self.name
+
+    @property
+    def variable(self) -> str:
+        """The environment's word on how large the folder may grow."""
+        return f"LBC_{self.name.upper()}_CACHE_MIB"
+
+    def limit_bytes(self) -> int:
+        """Raises ConfigError for what is no number of MiB."""
+        said = os.environ.get(self.variable, "")
+        if not said:
+            return DEFAULT_MIB << 20
+        try:
+            limit = float(said)
+            if not 0 <= limit < float("inf"):
+                raise ValueError
+        except ValueError:
+            raise ConfigError(
+                f"{self.variable} is {said!r}: say how many MiB compiled kernels may take on disk, "
+                f"such as {self.variable}={DEFAULT_MIB}; 0 keeps none"
+            ) from None
+        return int(limit * (1 << 20))
+
+    def path_of(self, parts: Sequence[str]) -> Path:
+        """Where the entry of what `parts` describe is, if there is one."""
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self.folder / f"{key}{self.suffix}"
+
+    def held(self, parts: Sequence[str], make: Callable[[], Entry]) -> Entry:
+        """The entry of what `parts` describe, or what `make` makes. A cache that cannot be written
+        costs time, nothing else.
+        """
+        path = self.path_of(parts)
+        found = _read(path)
+        if found is not None:
+            with suppress(OSError):  # a folder that is only readable stays as it is
+                os.utime(path)
+            return found
+        entry = make()
+        head = {"sha256": hashlib.sha256(entry.code).hexdigest(), "said": dict(entry.said)}
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with appearing(path) as partial:
+                partial.write_bytes(json.dumps(head).encode() + b"\n" + entry.code)
+        return entry
+
+    def prune(self, limit: int) -> None:
+        """Remove entries, those first that were used longest ago, until the rest takes at most
+        `limit` bytes. What cannot be removed costs space, nothing else.
+        """
+        entries: list[tuple[float, int, Path]] = []
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                with suppress(OSError):  # another process has removed it
+                    status = path.stat()
+                    if path.suffix == self.suffix and not path.name.startswith("."):
+                        entries.append((status.st_mtime, status.st_size, path))
+                    elif time.time() - status.st_mtime > ABANDONED_S:
+                        path.unlink()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= limit:
+                return
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            total -= size
+
+
+def at_once(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    done: Done = lambda _done, _total: None,
+) -> list[Result]:
+    """`function` of every item, as many at once as there are cores. The first error ends it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    results: list[Result] = []
+    with ThreadPoolExecutor(cores or 1) as pool:
+        work = [pool.submit(function, item) for item in items]
+        try:
+            for future in work:
+                results.append(future.result())
+                done(len(results), len(work))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def _read(path: Path) -> Entry | None:
+    """An entry, None where there is none or it is damaged."""
+    try:
+        head, _, code = path.read_bytes().partition(b"\n")
+        known = json.loads(head)
+        if known["sha256"] != hashlib.sha256(code).hexdigest():
+            return None
+        return Entry(code, known["said"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
