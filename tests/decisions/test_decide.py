@@ -1,6 +1,6 @@
 """From calibration data to an artifact, on the model beside the tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from lbcompiler.frontend import import_model
 from lbcompiler.manifest import Manifest
 from lbcompiler.pipeline import silent
 
-MODEL, CALIBRATION = "models/tiny_lm.onnx", "models/tiny_lm_calibration.npz"
+CALIBRATION = "models/tiny_lm_calibration.npz"
+SAID = {"calibration_data": CALIBRATION, "calibration_samples": 8, "exclude": "head"}
 FORMATS_TRIED = ("nvfp4", "nvint4", "mxint8")
+Compiled = Callable[..., lbcompiler.Artifact]  # (state folder, **what is said)
 
 
 pytestmark = pytest.mark.usefixtures("no_code")
@@ -36,12 +38,19 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("measured") / "state"
 
 
-def compiled(state: Path | None, **said: object):
-    given = {"calibration_data": CALIBRATION, "exclude": "head", "hadamard": "auto"} | said
-    return lbcompiler.compile(MODEL, "cpu", work=Work(state, jobs=1), **given)
+@pytest.fixture
+def compiled(short_lm: Path) -> Compiled:
+    def compiled(state: Path | None, **said: object) -> lbcompiler.Artifact:
+        return lbcompiler.compile(
+            short_lm, "cpu", work=Work(state, jobs=1), **{**SAID, "hadamard": "auto"} | said
+        )
+
+    return compiled
 
 
-def test_a_budget_of_bits_is_kept_and_beats_the_uniform_plans(state: Path) -> None:
+def test_a_budget_of_bits_is_kept_and_beats_the_uniform_plans(
+    compiled: Compiled, state: Path
+) -> None:
     artifact = compiled(state, formats=FORMATS_TRIED, effective_bits=6.0)
     manifest = artifact.manifest
     assert manifest.effective_bits is not None
@@ -59,16 +68,16 @@ def test_a_budget_of_bits_is_kept_and_beats_the_uniform_plans(state: Path) -> No
     assert kls == sorted(kls, reverse=True)
 
 
-def test_layers_that_run_together_have_one_format(state: Path) -> None:
+def test_layers_that_run_together_have_one_format(compiled: Compiled, state: Path) -> None:
     manifest = compiled(state, formats=FORMATS_TRIED, effective_bits=5.5).manifest
     formats = {layer.name: layer.realized for layer in manifest.layers}
-    for block in range(4):
+    for block in range(2):
         parts = [formats[f"layers.{block}.attention.{n}"] for n in ("query", "key", "value")]
         assert len(set(parts)) == 1
         assert formats[f"layers.{block}.gate"] == formats[f"layers.{block}.up"]
 
 
-def test_a_second_run_measures_nothing_again(state: Path) -> None:
+def test_a_second_run_measures_nothing_again(compiled: Compiled, state: Path) -> None:
     compiled(state, formats=FORMATS_TRIED, effective_bits=6.0)
     stages: set[tuple[str, int]] = set()
     compiled(
@@ -81,7 +90,7 @@ def test_a_second_run_measures_nothing_again(state: Path) -> None:
         assert {left for name, left in stages if name == stage and left > 1} == set()
 
 
-def test_no_plan_is_measured_twice(state: Path) -> None:
+def test_no_plan_is_measured_twice(compiled: Compiled, state: Path) -> None:
     asked = {"formats": FORMATS_TRIED, "effective_bits": 6.5}
     stages: list[str] = []
 
@@ -94,7 +103,7 @@ def test_no_plan_is_measured_twice(state: Path) -> None:
     assert "choose" not in stages
 
 
-def test_a_budget_of_kl_is_measured(state: Path) -> None:
+def test_a_budget_of_kl_is_measured(compiled: Compiled, state: Path) -> None:
     manifest = compiled(state, formats=FORMATS_TRIED, max_kl=0.01).manifest
     wider = compiled(state, formats=FORMATS_TRIED, max_kl=0.001).manifest
     assert manifest.effective_bits < wider.effective_bits
@@ -109,21 +118,21 @@ def test_a_budget_of_kl_is_measured(state: Path) -> None:
     ],
 )
 def test_a_budget_that_cannot_be_met_says_what_can(
-    state: Path, budget: dict[str, float], said: str
+    compiled: Compiled, state: Path, budget: dict[str, float], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         compiled(state, formats=FORMATS_TRIED, **budget)
 
 
-def test_a_state_of_another_model_is_refused(state: Path) -> None:
+def test_a_state_of_another_model_is_refused(compiled: Compiled, state: Path) -> None:
     compiled(state, format="mxint8")
     with pytest.raises(ArtifactError, match="of other input shapes"):
         compiled(state, format="mxint8", inputs={"input_ids": "1x32"})
 
 
-def test_a_state_of_another_model_in_memory_is_refused(tmp_path: Path) -> None:
-    model = onnx.load(MODEL)
-    said = {"calibration_data": CALIBRATION, "exclude": "head", "format": "mxint8"}
+def test_a_state_of_another_model_in_memory_is_refused(short_lm: Path, tmp_path: Path) -> None:
+    model = onnx.load(short_lm)
+    said = SAID | {"format": "mxint8"}
     lbcompiler.compile(model, "cpu", work=Work(tmp_path / "s", jobs=1), **said)
     weight = next(t for t in model.graph.initializer if len(t.dims) == 2)
     weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), weight.name))
@@ -131,23 +140,23 @@ def test_a_state_of_another_model_in_memory_is_refused(tmp_path: Path) -> None:
         lbcompiler.compile(model, "cpu", work=Work(tmp_path / "s", jobs=1), **said)
 
 
-def test_deciding_needs_data() -> None:
+def test_deciding_needs_data(compiled: Compiled) -> None:
     with pytest.raises(ConfigError, match="--calibration random"):
         compiled(None, calibration_data=None, effective_bits=6.0)
 
 
-def test_random_data_only_when_said() -> None:
+def test_random_data_only_when_said(compiled: Compiled) -> None:
     artifact = compiled(None, calibration_data=None, calibration="random", format="nvint4")
     assert any(layer.hadamard for layer in artifact.manifest.layers)
 
 
-def test_wrong_data_is_refused(tmp_path: Path) -> None:
+def test_wrong_data_is_refused(compiled: Compiled, tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", tokens=np.zeros((2, 8), np.int64))
     with pytest.raises(InputError, match="input_ids"):
         compiled(None, calibration_data=str(tmp_path / "c.npz"))
 
 
-def test_one_sample_is_enough_to_decide_by(tmp_path: Path) -> None:
+def test_one_sample_is_enough_to_decide_by(compiled: Compiled, tmp_path: Path) -> None:
     ids = np.load(CALIBRATION)["input_ids"]
     np.savez(tmp_path / "c.npz", input_ids=ids[:1])
     with pytest.warns(LbcWarning, match=r"c\.npz is one batch.*give more samples"):
@@ -156,7 +165,7 @@ def test_one_sample_is_enough_to_decide_by(tmp_path: Path) -> None:
     assert any(layer.hadamard for layer in decided)
 
 
-def test_no_sample_is_refused(tmp_path: Path) -> None:
+def test_no_sample_is_refused(compiled: Compiled, tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", input_ids=np.zeros((0, 8), np.int64))
     with pytest.raises(InputError, match="samples"):
         compiled(None, calibration_data=str(tmp_path / "c.npz"))
@@ -187,7 +196,7 @@ class StoppedError(Exception):
     pass
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on(compiled: Compiled, tmp_path: Path) -> None:
     def stop(stage: str, done: int, _total: int) -> None:
         if stage == "quantize" and done == 5:
             raise StoppedError
@@ -211,23 +220,23 @@ def feeds() -> Iterator[dict[str, np.ndarray]]:
     return ({"input_ids": row[None]} for row in ids[:6])
 
 
-def test_feeds_may_come_from_an_iterator() -> None:
+def test_feeds_may_come_from_an_iterator(compiled: Compiled) -> None:
     artifact = compiled(None, calibration_data=feeds(), format="nvint4", smooth="auto")
     assert artifact.manifest.config["calibration_data"] == "an iterator (generator)"
     assert any(layer.smoothing for layer in artifact.manifest.layers)
 
 
-def measured_of(config: CompileConfig) -> tuple[Decided, Measured]:
-    imported = import_model(MODEL, config.input_shapes)
-    found = measured(MODEL, imported, planned(MODEL, config), config, None, Work(), silent)
+def measured_of(model: Path, config: CompileConfig) -> tuple[Decided, Measured]:
+    imported = import_model(model, config.input_shapes)
+    found = measured(model, imported, planned(model, config), config, None, Work(), silent)
     assert found is not None
     return found
 
 
-def test_without_a_budget_an_analysis_measures_and_decides_nothing() -> None:
-    said = {"calibration_data": CALIBRATION, "exclude": "head", "sensitivity": "output"}
-    config = make_config(said | {"formats": ("nvfp4", "mxint8")}, kind=AnalysisConfig)
-    decided, known = measured_of(config)
+def test_without_a_budget_an_analysis_measures_and_decides_nothing(short_lm: Path) -> None:
+    said = {"formats": ("nvfp4", "mxint8"), "sensitivity": "output"}
+    config = make_config(SAID | said, kind=AnalysisConfig)
+    decided, known = measured_of(short_lm, config)
     assert known.plan is None
     assert decided.decisions == {}
     assert [plan.effective_bits for plan in known.uniform] == [4.5, 8.25]
@@ -235,10 +244,10 @@ def test_without_a_budget_an_analysis_measures_and_decides_nothing() -> None:
     assert known.sensitivities.keys() == known.layers.keys()
 
 
-def test_an_analysis_of_one_format_is_what_compiling_decides() -> None:
-    said = {"calibration_data": CALIBRATION, "exclude": "head", "format": "nvint4"}
-    decided, known = measured_of(make_config(said, kind=AnalysisConfig))
-    compiled_as, quiet = measured_of(make_config(said))
+def test_an_analysis_of_one_format_is_what_compiling_decides(short_lm: Path) -> None:
+    said = SAID | {"format": "nvint4"}
+    decided, known = measured_of(short_lm, make_config(said, kind=AnalysisConfig))
+    compiled_as, quiet = measured_of(short_lm, make_config(said))
     assert known.plan == known.uniform[0]
     assert quiet.plan is None
     assert {n: replace(d, reason="") for n, d in decided.decisions.items()} == {
