@@ -71,12 +71,11 @@ def compile_objects(functions: Mapping[str, Any], target: Any) -> list[bytes]:
     Raises ConfigError for a limit of the cache that is no number.
     """
     limit = CACHE.limit_bytes()
-    pipeline = tir_pipeline()
 
     def compiled(name: str) -> bytes:
         function = functions[name]
         parts = (name, _compiler(), str(target), tvm.ir.save_json(function))
-        return CACHE.held(parts, lambda: _compiled(name, function, target, pipeline)).code
+        return CACHE.held(parts, lambda: _compiled(name, function, target)).code
 
     objects = at_once(compiled, list(functions))
     CACHE.prune(limit)
@@ -90,13 +89,17 @@ def host_module(target: Any) -> Any:
     return tirx.build(tvm.IRModule(), target=target, pipeline=tir_pipeline())
 
 
-def _compiled(name: str, function: Any, target: Any, pipeline: str) -> Entry:
+def code_of(name: str, function: Any, target: Any) -> Any:
+    """A module of machine code with the function in it."""
     module = tvm.IRModule({tvm.ir.GlobalVar(name): function})
     with tvm.transform.PassContext(opt_level=_OPT_LEVEL), target:
-        code = tirx.build(module, target=target, pipeline=pipeline)
+        return tirx.build(module, target=target, pipeline=tir_pipeline())
+
+
+def _compiled(name: str, function: Any, target: Any) -> Entry:
     with tempfile.TemporaryDirectory(prefix="lbc-object-") as folder:
         path = Path(folder, "kernel.o")
-        code.write_to_file(str(path))
+        code_of(name, function, target).write_to_file(str(path))
         return Entry(path.read_bytes())
 
 

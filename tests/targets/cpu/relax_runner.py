@@ -11,6 +11,7 @@ from tvm import relax, tirx
 
 from lbcompiler.targets.cpu.build import build, lower_to_kernels
 from lbcompiler.targets.cpu.isa import Isa, detect
+from lbcompiler.targets.cpu.objects import code_of
 from lbcompiler.targets.cpu.schedule import explain, schedule_module
 from lbcompiler.targets.cpu.threads import set_threads
 from lbcompiler.targets.virtual_machine import Built
@@ -79,12 +80,12 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def assembly(executable: Any) -> str:
-    """The text of the compiled kernels."""
-    modules = [executable.mod]
-    while modules:
-        module = modules.pop()
-        if module.kind == "llvm":
-            return str(module.inspect_source("asm"))
-        modules.extend(module.imports)
-    raise AssertionError("no LLVM module in the executable")
+def assembly(built: Function) -> str:
+    """The text of its machine code."""
+    target = built.isa.tvm_target()
+    named = {f"kernel{number}": function for number, function in enumerate(built.scheduled)}
+    codes = (
+        code_of(name, function.with_attr("global_symbol", name), target)
+        for name, function in named.items()
+    )
+    return "\n".join(code.inspect_source("asm") for code in codes)

@@ -117,6 +117,6 @@ def test_what_is_read_twice_needs_no_memory() -> None:
 
 def test_no_scalar_libm_call_is_left() -> None:
     built = function(lambda x: op.nn.gelu(op.tanh(op.log(op.exp(x)))), (B, L))
-    text = assembly(built.executable)
+    text = assembly(built)
     for name in ("expf", "erff", "tanhf", "logf"):
         assert name not in text

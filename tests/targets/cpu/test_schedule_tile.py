@@ -137,7 +137,7 @@ def test_pooling() -> None:
 def test_accumulators_are_registers() -> None:
     """A scratch buffer on the heap would be stored to at every step of the sum."""
     built = function(op.matmul, (L, 64), (64, 64))
-    text = assembly(built.executable)
+    text = assembly(built)
     assert "AllocWorkspace" not in text
     lines = [line.split() for line in text.splitlines()]
     if detect().name == "generic":
