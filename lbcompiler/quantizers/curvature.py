@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_solve
 
 from lbcompiler.errors import ConfigError
 from lbcompiler.formats.elements import Floats
@@ -25,24 +26,37 @@ ASYMMETRY = 1e-3  # of the largest entry: what sums in another order may differ 
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """target: (N, K) float32, the weight W* to be rounded. hessian: (K, K) float64, damped, hence
-    positive definite. importance: (K,) float32, its diagonal."""
+    """weight: (N, K) float32. hessian: (K, K) float64, damped, hence positive definite. root:
+    (K, K) float64, lower triangular, L L^T = H with its columns in the reverse of `order`.
+    difference: (K, K) float64, C - H without damping; None where it is nothing."""
 
-    target: Floats
+    weight: Floats
     hessian: NDArray[np.float64]
+    root: NDArray[np.float64]
+    difference: NDArray[np.float64] | None = None
+
+    @cached_property
+    def target(self) -> Floats:
+        """(N, K): the weight W* to be rounded."""
+        if self.difference is None:
+            return self.weight
+        last_first = self.order[::-1]
+        weight = self.weight.astype(np.float64)
+        pull = (weight @ self.difference).T
+        pull[last_first] = cho_solve((self.root, True), pull[last_first], check_finite=False)
+        return (weight + pull.T).astype(np.float32)
 
     @property
     def importance(self) -> Floats:
+        """(K,): the diagonal of H."""
         return np.diagonal(self.hessian).astype(np.float32)
 
     @cached_property
     def _factor(self) -> tuple[Floats, Floats]:
         """(feedback, R_jj^2) in the order of rounding, of R (K, K), upper triangular: H = R R^T
-        with the columns of H in that order. R itself is float64 and not kept.
+        with the columns of H in that order.
         """
-        last_first = self.order[::-1]
-        lower = np.linalg.cholesky(self.hessian[np.ix_(last_first, last_first)])
-        root = lower[::-1, ::-1]
+        root = self.root[::-1, ::-1]
         diagonal = np.diagonal(root)
         feedback = np.ascontiguousarray((root / diagonal).T, np.float32)
         return feedback, np.square(diagonal).astype(np.float32)
@@ -74,10 +88,10 @@ class Curvature:
         exact = error.astype(np.float64)
         return float(np.einsum("nk,nk->", exact @ self.hessian, exact))
 
-    @property
+    @cached_property
     def order(self) -> Indices:
         """(K,): the columns, those of large mean square first."""
-        return np.argsort(-self.importance, kind="stable")
+        return _order(self.hessian)
 
 
 def curvature(problem: Problem, method: str) -> Curvature:
@@ -98,13 +112,10 @@ def curvature(problem: Problem, method: str) -> Curvature:
             f"the mean square of input channel {channel} is {diagonal[channel]:.3g}, below zero: "
             f"{MEND}"
         )
-    damped = _damped(hessian)
-    if problem.cross is None:
-        return Curvature(problem.weight, damped)
-    difference = _checked(problem.cross, k, "cross moments") - hessian
-    weight = problem.weight.astype(np.float64)
-    target = weight + np.linalg.solve(damped, (weight @ difference).T).T
-    return Curvature(target.astype(np.float32), damped)
+    difference = None
+    if problem.cross is not None:
+        difference = _checked(problem.cross, k, "cross moments") - hessian
+    return Curvature(problem.weight, *_factorized(hessian), difference)
 
 
 def _checked(moments: Floats, k: int, name: str) -> NDArray[np.float64]:
@@ -115,17 +126,24 @@ def _checked(moments: Floats, k: int, name: str) -> NDArray[np.float64]:
     return moments.astype(np.float64)
 
 
-def _damped(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
-    """H + d I with the least damping that can be factorized. Raises ConfigError without one."""
+def _order(hessian: NDArray[np.float64]) -> Indices:
+    return np.argsort(-np.diagonal(hessian).astype(np.float32), kind="stable")
+
+
+def _factorized(hessian: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """H + d I with the least damping that can be factorized, and its root. Raises ConfigError
+    without one.
+    """
     mean = float(np.diagonal(hessian).mean()) or 1.0  # without any input all weights are as good
     symmetric = (hessian + hessian.T) / 2
     for damping in DAMPING:
         damped = symmetric + damping * mean * np.eye(len(hessian))
+        last_first = _order(damped)[::-1]
         try:
-            np.linalg.cholesky(damped)
+            root = np.linalg.cholesky(damped[np.ix_(last_first, last_first)])
         except np.linalg.LinAlgError:
             continue
-        return damped
+        return damped, root.astype(np.float64, copy=False)
     raise ConfigError(
         f"the Hessian has an eigenvalue below -{DAMPING[-1]:g} times its mean diagonal, so it is "
         f"no sum of squares: {MEND}"
