@@ -82,13 +82,13 @@ def examine() -> Checkup:
     packages = _packages(problems)
     instruction_sets = _instruction_sets(problems)
     tools = [
-        _tool("C++ compiler", _compiler(), "links the code of `lbc compile`"),
+        _tool("C++ compiler", _compiler(), "links generated code"),
         _tool("nvcc", _nvcc(), "compiles CUDA code"),
         _tool("nvidia-smi", shutil.which("nvidia-smi"), "lists GPUs"),
     ]
     if not tools[0].path:
         problems.append(
-            "there is no C++ compiler, which `lbc compile` links with: install g++ or clang"
+            "there is no C++ compiler, which generated code is linked with: install g++ or clang"
         )
     return Checkup(
         version=_version("lbcompiler"),

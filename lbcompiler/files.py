@@ -3,11 +3,13 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _unfinished: set[Path] = set()
+_asking = threading.Lock()
 
 
 @contextmanager
@@ -29,6 +31,13 @@ def remove_unfinished() -> None:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the length of the block."""
+    with tempfile.TemporaryDirectory(prefix="lbc-") as folder, unfinished(Path(folder)) as path:
+        yield path
+
+
+@contextmanager
 def appearing(path: str | Path) -> Iterator[Path]:
     """A file to write that becomes `path` (replacing what is there) when the block ends well."""
     path = Path(path)
@@ -45,7 +54,10 @@ def appearing(path: str | Path) -> Iterator[Path]:
 
 
 def umask() -> int:
-    """The permissions that this process withholds from new files."""
-    mask = os.umask(0)
-    os.umask(mask)
+    """The permissions that this process withholds from new files. They can only be read by setting
+    others: no two threads may do so at once.
+    """
+    with _asking:
+        mask = os.umask(0o077)
+        os.umask(mask)
     return mask

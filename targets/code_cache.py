@@ -7,8 +7,8 @@ may read, write and prune at the same time: who has opened an entry keeps what i
 too late compiles it again.
 
 A folder is kept to a size: the least recently used entries go first. `$LBC_CUDA_CACHE_MIB` and
-`$LBC_CPU_CACHE_MIB` say it (0 keeps none), else it is `DEFAULT_MIB`. An entry's time of
-modification is when it was last read or written.
+`$LBC_CPU_CACHE_MIB` say it (0: nothing is read nor kept), else it is `DEFAULT_MIB`. An entry's time
+of modification is when it was last read or written.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from lbcompiler.errors import ConfigError
 from lbcompiler.files import appearing
 
-DEFAULT_MIB = 1024  # some ten thousand kernels
+DEFAULT_MIB = 1024  # some thirty thousand kernels
 ABANDONED_S = 3600  # a half-written file that old belongs to a process that was killed
 
 Done = Callable[[int, int], None]  # (kernels compiled, of how many)
@@ -38,7 +38,13 @@ class Entry:
     """Code, and what is to be known of it, as JSON has it."""
 
     code: bytes
-    said: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The hash of both."""
+        facts = json.dumps(dict(self.facts), sort_keys=True).encode()
+        return hashlib.sha256(facts + b"\n" + self.code).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,10 @@ class CodeCache:
 
     def held(self, parts: Sequence[str], make: Callable[[], Entry]) -> Entry:
         """The entry of what `parts` describe, or what `make` makes. A cache that cannot be written
-        costs time, nothing else.
+        costs time, nothing else. Raises ConfigError for a limit that is none.
         """
+        if not self.limit_bytes():
+            return make()
         path = self.path_of(parts)
         found = _read(path)
         if found is not None:
@@ -91,17 +99,18 @@ class CodeCache:
                 os.utime(path)
             return found
         entry = make()
-        head = {"sha256": hashlib.sha256(entry.code).hexdigest(), "said": dict(entry.said)}
+        head = {"sha256": entry.digest, "facts": dict(entry.facts)}
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with appearing(path) as partial:
                 partial.write_bytes(json.dumps(head).encode() + b"\n" + entry.code)
         return entry
 
-    def prune(self, limit: int) -> None:
-        """Remove entries, those first that were used longest ago, until the rest takes at most
-        `limit` bytes. What cannot be removed costs space, nothing else.
+    def prune(self) -> None:
+        """Remove entries, those first that were used longest ago, until the rest keeps to the
+        limit. What cannot be removed costs space, nothing else.
         """
+        limit = self.limit_bytes()
         entries: list[tuple[float, int, Path]] = []
         with suppress(OSError):
             for path in self.folder.iterdir():
@@ -125,19 +134,20 @@ def at_once(
     items: Sequence[Item],
     done: Done = lambda _done, _total: None,
 ) -> list[Result]:
-    """`function` of every item, as many at once as there are cores. The first error ends it."""
+    """`function` of every item, as many at once as there are cores. The first error ends it, and
+    what has not begun by then is not done.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    results: list[Result] = []
     with ThreadPoolExecutor(cores or 1) as pool:
-        work = [pool.submit(function, item) for item in items]
         try:
-            for future in work:
-                results.append(future.result())
-                done(len(results), len(work))
+            work = [pool.submit(function, item) for item in items]
+            for count, future in enumerate(as_completed(work), 1):
+                future.result()
+                done(count, len(work))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return results
+    return [future.result() for future in work]
 
 
 def _read(path: Path) -> Entry | None:
@@ -145,8 +155,7 @@ def _read(path: Path) -> Entry | None:
     try:
         head, _, code = path.read_bytes().partition(b"\n")
         known = json.loads(head)
-        if known["sha256"] != hashlib.sha256(code).hexdigest():
-            return None
-        return Entry(code, known["said"])
+        entry = Entry(code, known["facts"])
+        return entry if entry.digest == known["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

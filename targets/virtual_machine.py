@@ -1,6 +1,5 @@
 """What every target's host code has in common: it is a program of TVM's virtual machine."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import tvm
 from tvm import relax
 
 from lbcompiler.errors import ConfigError
+from lbcompiler.files import temporary_folder
 from lbcompiler.ir.model import Dim
 from lbcompiler.targets.share_views import ShareViews
 
@@ -56,23 +56,36 @@ class Built:
 
     def link(self, library: Path) -> None:
         """Write the library. Raises ConfigError where the linker cannot."""
-        with tempfile.TemporaryDirectory(prefix="lbc-link-") as folder:
-            try:
-                files = []
-                for number, code in enumerate(self.objects):
-                    files.append(str(Path(folder, f"{number}.o")))
-                    Path(files[-1]).write_bytes(code)
-                self.executable.export_library(str(library), addons=files)
-            except Exception as error:  # the linker's, under several names
-                raise ConfigError(
-                    f"the generated code could not be linked into {library.name}: "
-                    f"{str(error).strip().splitlines()[-1]}. Is there space on the disk, and a C++ "
-                    "compiler? lbc doctor looks"
-                ) from None
+        try:
+            with temporary_folder() as folder:
+                files = [folder / f"{number}.o" for number in range(len(self.objects))]
+                for file, code in zip(files, self.objects, strict=True):
+                    file.write_bytes(code)
+                self.executable.export_library(str(library), addons=[str(file) for file in files])
+        except Exception as error:  # the linker's, under several names
+            raise ConfigError(
+                f"the generated code could not be linked into {library.name}: {last_line(error)}. "
+                "Is there space on the disk, and a C++ compiler? lbc doctor looks"
+            ) from None
 
     def load(self, device: Any) -> Any:
-        """The virtual machine with the program, in this process."""
-        with tempfile.TemporaryDirectory(prefix="lbc-load-") as folder:
-            library = Path(folder, "program.so")
-            self.link(library)
-            return relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        """The virtual machine with the program, in this process. Raises ConfigError as `link`, and
+        where the folder for temporary files is none to load from.
+        """
+        try:
+            with temporary_folder() as folder:
+                library = folder / "program.so"
+                self.link(library)
+                module = tvm.runtime.load_module(str(library))
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"the generated code could not be loaded: {last_line(error)}. Set TMPDIR to a "
+                "folder that can be written and that programs may be loaded from"
+            ) from None
+        return relax.VirtualMachine(module, device)
+
+
+def last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

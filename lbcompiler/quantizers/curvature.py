@@ -7,7 +7,7 @@ arXiv 2504.02692, reaches the same end from within GPTQ's loop, by an approximat
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,45 +26,18 @@ ASYMMETRY = 1e-3  # of the largest entry: what sums in another order may differ 
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """weight: (N, K) float32. hessian: (K, K) float64, damped, hence positive definite. root:
-    (K, K) float64, lower triangular, L L^T = H with its columns in the reverse of `order`.
-    difference: (K, K) float64, C - H without damping; None where it is nothing."""
+    """target: (N, K) float32, the weight W* to be rounded. hessian: (K, K) float64, damped, hence
+    positive definite. order: (K,), the columns, those of large mean square first.
 
-    weight: Floats
+    With R (K, K), upper triangular, H = R R^T with the columns of H in that order, feedback is
+    (K, K) float32, R_ij / R_jj in row j and column i < j, ones on the diagonal; squares (K,)
+    float32, R_jj^2. R itself is float64 and not kept."""
+
+    target: Floats
     hessian: NDArray[np.float64]
-    root: NDArray[np.float64]
-    difference: NDArray[np.float64] | None = None
-
-    @cached_property
-    def target(self) -> Floats:
-        """(N, K): the weight W* to be rounded."""
-        if self.difference is None:
-            return self.weight
-        last_first = self.order[::-1]
-        weight = self.weight.astype(np.float64)
-        pull = (weight @ self.difference).T
-        pull[last_first] = cho_solve((self.root, True), pull[last_first], check_finite=False)
-        return (weight + pull.T).astype(np.float32)
-
-    @property
-    def importance(self) -> Floats:
-        """(K,): the diagonal of H."""
-        return np.diagonal(self.hessian).astype(np.float32)
-
-    @cached_property
-    def _factor(self) -> tuple[Floats, Floats]:
-        """(feedback, R_jj^2) in the order of rounding, of R (K, K), upper triangular: H = R R^T
-        with the columns of H in that order.
-        """
-        root = self.root[::-1, ::-1]
-        diagonal = np.diagonal(root)
-        feedback = np.ascontiguousarray((root / diagonal).T, np.float32)
-        return feedback, np.square(diagonal).astype(np.float32)
-
-    @property
-    def feedback(self) -> Floats:
-        """(K, K) float32 of GPTQ: R_ij / R_jj in row j and column i < j, ones on the diagonal."""
-        return self._factor[0]
+    order: Indices
+    feedback: Floats
+    squares: Floats
 
     @property
     def pivots(self) -> Floats:
@@ -72,15 +45,14 @@ class Curvature:
         Where w'_j is column j with its feedback, the objective is sum R_jj^2 (w'_j - q_j)^2.
         """
         pivots = np.empty(len(self.hessian), np.float32)
-        pivots[self.order] = self._factor[1]
+        pivots[self.order] = self.squares
         return pivots
 
     def row_objectives(self, errors: Floats) -> Floats:
         """(N,): what `objective` sums over rows; errors (K, N), the columns in the order of
         rounding. E R is R_jj times E_j + sum over i < j of E_i R_ij / R_jj.
         """
-        feedback, squares = self._factor
-        costs: Floats = squares @ np.square(feedback @ errors)
+        costs: Floats = self.squares @ np.square(self.feedback @ errors)
         return costs
 
     def objective(self, error: Floats) -> float:
@@ -88,20 +60,37 @@ class Curvature:
         exact = error.astype(np.float64)
         return float(np.einsum("nk,nk->", exact @ self.hessian, exact))
 
-    @cached_property
-    def order(self) -> Indices:
-        """(K,): the columns, those of large mean square first."""
-        return _order(self.hessian)
-
 
 def curvature(problem: Problem, method: str) -> Curvature:
     """Raises ConfigError, in the name of `method`, without a Hessian and for one that is none."""
+    hessian = _hessian(problem, method)
+    damped, order, lower = _factorized(hessian)
+    target, last_first = problem.weight, order[::-1]
+    if problem.cross is not None:
+        weight = target.astype(np.float64)
+        difference = _checked(problem.cross, len(hessian), "cross moments") - hessian
+        pull = (weight @ difference).T
+        pull[last_first] = cho_solve((lower, True), pull[last_first], check_finite=False)
+        target = (weight + pull.T).astype(np.float32)
+    root = lower[::-1, ::-1]
+    diagonal = np.diagonal(root)
+    feedback = np.ascontiguousarray((root / diagonal).T, np.float32)
+    return Curvature(target, damped, order, feedback, np.square(diagonal).astype(np.float32))
+
+
+def importance(problem: Problem, method: str) -> Floats:
+    """(K,) float32: the diagonal of the damped Hessian. Raises ConfigError as `curvature`."""
+    damped, _, _ = _factorized(_hessian(problem, method))
+    return np.diagonal(damped).astype(np.float32)
+
+
+def _hessian(problem: Problem, method: str) -> NDArray[np.float64]:
+    """(K, K), not damped."""
     if problem.hessian is None:
         raise ConfigError(
             f"quantizer {method} looks at the layers' inputs: give calibration data, or choose rtn"
         )
-    k = problem.weight.shape[1]
-    hessian = _checked(problem.hessian, k, "Hessian")
+    hessian = _checked(problem.hessian, problem.weight.shape[1], "Hessian")
     largest = np.abs(hessian).max(initial=0)
     if np.abs(hessian - hessian.T).max(initial=0) > ASYMMETRY * largest:
         raise ConfigError(f"the Hessian of an input is symmetric, and this one is not: {MEND}")
@@ -112,10 +101,7 @@ def curvature(problem: Problem, method: str) -> Curvature:
             f"the mean square of input channel {channel} is {diagonal[channel]:.3g}, below zero: "
             f"{MEND}"
         )
-    difference = None
-    if problem.cross is not None:
-        difference = _checked(problem.cross, k, "cross moments") - hessian
-    return Curvature(problem.weight, *_factorized(hessian), difference)
+    return hessian
 
 
 def _checked(moments: Floats, k: int, name: str) -> NDArray[np.float64]:
@@ -126,24 +112,23 @@ def _checked(moments: Floats, k: int, name: str) -> NDArray[np.float64]:
     return moments.astype(np.float64)
 
 
-def _order(hessian: NDArray[np.float64]) -> Indices:
-    return np.argsort(-np.diagonal(hessian).astype(np.float32), kind="stable")
-
-
-def _factorized(hessian: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """H + d I with the least damping that can be factorized, and its root. Raises ConfigError
-    without one.
+def _factorized(
+    hessian: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], Indices, NDArray[np.float64]]:
+    """H + d I with the least damping that can be factorized; the order of its columns; L, lower
+    triangular, L L^T = H + d I with its columns in the reverse order. Raises ConfigError without
+    one.
     """
     mean = float(np.diagonal(hessian).mean()) or 1.0  # without any input all weights are as good
     symmetric = (hessian + hessian.T) / 2
     for damping in DAMPING:
         damped = symmetric + damping * mean * np.eye(len(hessian))
-        last_first = _order(damped)[::-1]
+        order = np.argsort(-np.diagonal(damped).astype(np.float32), kind="stable")
         try:
-            root = np.linalg.cholesky(damped[np.ix_(last_first, last_first)])
+            lower: NDArray[Any] = np.linalg.cholesky(damped[np.ix_(order[::-1], order[::-1])])
         except np.linalg.LinAlgError:
             continue
-        return damped, root.astype(np.float64, copy=False)
+        return damped, order, lower
     raise ConfigError(
         f"the Hessian has an eigenvalue below -{DAMPING[-1]:g} times its mean diagonal, so it is "
         f"no sum of squares: {MEND}"

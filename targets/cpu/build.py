@@ -64,7 +64,9 @@ def build(
 
 
 def _built(module: Any, isa_target: Any) -> Built:
-    """`relax.build`, but for the PrimFuncs, which are compiled one by one."""
+    """`relax.build`, but for the PrimFuncs, which are compiled one by one: by its private steps, of
+    the one TVM that this package asks for.
+    """
     builder = relax.ExecBuilder()
     rest = vm_build._vmcodegen(builder, module)
     functions = {variable.name_hint: function for variable, function in rest.functions_items()}

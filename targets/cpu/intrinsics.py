@@ -145,10 +145,11 @@ def variable(x: Expr) -> Variable:
 
 
 def bound(x: Expr) -> Expr:
-    """x computed once, here.
+    """x computed once, here: also an index that many others are made of.
 
     A `Bind` would not do (see `let`): TVM's simplifier puts a pure bound value back into each of
-    its uses, until nested ones have grown beyond measure.
+    its uses, until nested ones have grown beyond measure (attention took ten times as long to
+    compile).
     """
     return variable(x).get()
 
@@ -168,8 +169,8 @@ class Registers:
 
 
 def let(x: Expr) -> Expr:
-    """x by name: for an index, which TVM may take apart, and for what is read from memory, which it
-    does not.
+    """x by name: for an index of few uses, into which TVM puts it back, and for what is read from
+    memory, which it leaves alone.
     """
     return T.Bind(x)
 

@@ -1,7 +1,7 @@
 """A cubin for every CUDA text, from the cache or from nvcc."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lbcompiler.targets.code_cache import CodeCache, Done, Entry, at_once
 from lbcompiler.targets.cuda.arch import Arch
@@ -28,9 +28,8 @@ def compile_all(
     CudaCompileError for text that it refuses.
     """
     nvcc.check(arch)
-    limit = CACHE.limit_bytes()
     cubins = at_once(lambda source: compile_cached(source, arch, nvcc), sources, done)
-    CACHE.prune(limit)
+    CACHE.prune()
     return cubins
 
 
@@ -41,5 +40,11 @@ def compile_cached(source: str, arch: Arch, nvcc: Nvcc) -> Cubin:
         code, said = nvcc.compile(source, arch)
         return Entry(code, {name: held.to_json() for name, held in usage_of(said).items()})
 
-    entry = CACHE.held((nvcc.version, arch.name, *FLAGS, source), compiled)
-    return Cubin(entry.code, {name: Usage(**held) for name, held in entry.said.items()})
+    entry = CACHE.held(parts_of(source, arch, nvcc), compiled)
+    return Cubin(entry.code, {name: Usage(**held) for name, held in entry.facts.items()})
+
+
+def parts_of(source: str, arch: Arch, nvcc: Nvcc) -> tuple[str, ...]:
+    """What a cubin, and what is kept of it, are made from."""
+    known = ",".join(field.name for field in fields(Usage))
+    return nvcc.version, arch.name, *FLAGS, known, source

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
+import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
@@ -82,8 +83,7 @@ def operands(m: int, n: int, k: int, is_plain: bool) -> tuple[Array, Array, Arra
     return x, w, rng.standard_normal(n, np.float32)
 
 
-@settings(deadline=None, max_examples=48)
-@given(
+every_choice = given(
     isa=st.sampled_from(HERE),
     pair=pairs(),
     config=configs(),
@@ -93,12 +93,27 @@ def operands(m: int, n: int, k: int, is_plain: bool) -> tuple[Array, Array, Arra
     has_bias=st.booleans(),
     is_plain=st.booleans(),
 )
+
+
+@settings(deadline=None, max_examples=32)
+@every_choice
 @example(ISAS[-1], NVFP4, LOW, [MOST, 15, 1], MOST, MOST, True, True)
 @example(HERE[0], MXFP4, LOW, [MOST, 16, 2], MOST, MOST, False, True)
 @example(HERE[0], MXINT8, LOW, [MOST, 15, 4], MOST, MOST, True, False)
 @example(HERE[0], MXINT8, TILES, [MOST, 129, 16], MOST, 160, True, True)
 @example(HERE[0], MXFP8, LOW, [MOST, 15, 3], MOST, MOST, True, True)
 def test_one_result(isa, pair, config, heights, k, n, has_bias, is_plain) -> None:
+    check(isa, pair, config, heights, k, n, has_bias, is_plain)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=400)
+@every_choice
+def test_one_result_of_many(isa, pair, config, heights, k, n, has_bias, is_plain) -> None:
+    check(isa, pair, config, heights, k, n, has_bias, is_plain)
+
+
+def check(isa, pair, config, heights, k, n, has_bias, is_plain) -> None:
     kernel = kernel_for(both(pair[0]), both(pair[1]), isa)
     rule = "" if kernel.act is None else kernel.act.default_rule
     module = compiled(

@@ -9,7 +9,7 @@ from lbcompiler.ir import ops
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cpu.hadamard import hadamard_kernel
 from lbcompiler.targets.cpu.isa import detect
-from tests.targets.cpu.reference import HERE, call, compiled
+from tests.targets.cpu.reference import WITHOUT_PRODUCTS, call, compiled
 from tests.targets.cpu.relax_runner import B, L, function, normal
 
 # within a vector; one vector; several; K of whole groups, and of what is left behind them;
@@ -27,7 +27,7 @@ def corner_rows(k: int) -> np.ndarray:
     return x.astype(np.float32)
 
 
-@pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", WITHOUT_PRODUCTS, ids=lambda isa: isa.name)
 def test_rows_are_those_of_the_definition(isa: Any) -> None:
     rotations = {
         f"r{size}_{seed}_{k}": (Rotation(size, seed), k) for size, k in CASES for seed in (None, 9)

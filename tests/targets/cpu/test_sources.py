@@ -29,7 +29,7 @@ from lbcompiler.targets.cpu.kernels import kernel_for
 from lbcompiler.targets.cpu.sources import PrologueRows
 from lbcompiler.targets.cpu.threads import set_threads
 from tests.passes.build import Body, model_of
-from tests.targets.cpu.reference import OF_INTEGERS, Array, call, compiled, fma
+from tests.targets.cpu.reference import WITHOUT_PRODUCTS, Array, call, compiled, fma
 
 M = 7
 LAYER_NORM: dict[str, Any] = {"norm": "layer_norm", "epsilon": 1e-5}
@@ -111,7 +111,7 @@ def operands_of(prologue: Prologue, k: int) -> list[Array]:
     return [row.astype(np.float32) for row in rows]
 
 
-@pytest.mark.parametrize("isa", OF_INTEGERS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", WITHOUT_PRODUCTS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(
     ("k", "prologues"),
     [(1, PROLOGUES), (77, PROLOGUES), (224, PROLOGUES), (80, TURNED)],
@@ -120,7 +120,7 @@ def test_rows_and_their_operands_are_those_of_the_definition(
     isa: Any, k: int, prologues: tuple[Prologue, ...]
 ) -> None:
     kernels = [kernel_for(FORMATS["mxint8"], FORMATS["mxint8"], isa)]
-    if isa is OF_INTEGERS[0]:
+    if isa is WITHOUT_PRODUCTS[0]:
         kernels += [kernel_for(FORMATS[name], FORMATS[name], isa) for name in ("nvfp4", "mxfp8")]
     for kernel in kernels:
         rule = kernel.act.default_rule
