@@ -70,3 +70,25 @@ def test_a_limit_beyond_all_says_the_best() -> None:
     planner = Planner(table(lambda loss: 1000 * loss), measured)
     with pytest.raises(ConfigError, match=rf"best of them gives {best:.4g} where"):
         within_budget(planner, "max_kl", best / 2)
+
+
+@pytest.mark.parametrize(("gain", "is_mixed"), [(0.05, False), (0.2, True)])
+def test_one_format_everywhere_stays_unless_a_mixture_is_clearly_better(
+    gain: float, is_mixed: bool
+) -> None:
+    """All options have as many bits, so the budget allows all of them; the model says what the
+    sample says of a mixture.
+    """
+    options = {
+        f"group {g}": [Option(solution(fmt, 1.0), cost, 4.5, 4.5) for fmt, cost in costs.items()]
+        for g, costs in enumerate([{"nvfp4": 1.0, "nvint4": 1.1}, {"nvfp4": 1.1, "nvint4": 1.0}])
+    }
+
+    def of_model(chosen: Mapping[str, Solution]) -> Divergence:
+        is_one = len({s.choice.name for s in chosen.values()}) == 1
+        kl = 1.0 if is_one else 1.0 - gain
+        return Divergence(kl / 7, kl)
+
+    planner = Planner(Table(options, dict.fromkeys(options, 1)), of_model)
+    plan = within_budget(planner, "effective_bits", 4.5)
+    assert (len({option.format for option in plan.chosen.values()}) > 1) == is_mixed
