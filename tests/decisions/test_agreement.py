@@ -35,6 +35,7 @@ CASES = {
     },
 }
 DECIDED = {  # of what is decided, what a case is about
+    "mixed": ["smoothings"],
     "folded": ["folded"],
     "residual": ["residual"],
     "split": ["splits"],
@@ -46,12 +47,12 @@ DECIDED = {  # of what is decided, what a case is about
     ("case", "act_format"),
     [
         ("rotated with signs", "none"),
-        ("smoothed", None),
         ("mixed", None),
         ("folded", None),
         ("stretched", None),
-        ("split", None),
         ("residual and split", None),
+        pytest.param("smoothed", None, marks=pytest.mark.slow),
+        pytest.param("split", None, marks=pytest.mark.slow),
         pytest.param("rotated", None, marks=pytest.mark.slow),
         pytest.param("mixed", "none", marks=pytest.mark.slow),
         pytest.param("residual", None, marks=pytest.mark.slow),

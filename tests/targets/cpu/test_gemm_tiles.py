@@ -47,7 +47,7 @@ def configs(draw) -> Config:
 
 
 @has_tiles
-@settings(deadline=None, max_examples=24)
+@settings(deadline=None, max_examples=16)
 @given(
     weight=st.sampled_from(INTEGER),
     act=st.sampled_from(INTEGER),

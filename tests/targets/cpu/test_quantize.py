@@ -11,7 +11,7 @@ from lbcompiler.formats import FORMATS
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.cpu.block_scales import RULES
-from lbcompiler.targets.cpu.isa import detect
+from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_VNNI, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
 from lbcompiler.targets.cpu.layout import padded
 from lbcompiler.targets.cpu.sources import PrologueRows
@@ -27,6 +27,8 @@ from tests.targets.cpu.reference import (
 
 K = 77  # two whole blocks of 32 and a short one, four of 16 and a short one
 LONG = 16 * 32 + 15 * 32 + 5  # blocks in sixteens, eight, four, two, one, and a short one
+# rotations are the same code for AVX-512 with and without products, what they end in is not
+ROTATING = [isa for isa in HERE if isa not in (AVX512_AMX, AVX512_VNNI)]
 CASES = [(fmt.name, rule) for fmt in FORMATS.values() for rule in RULES[fmt.scale]]
 # a weight whose block differs, one whose zero point and multiplier do, and one in float
 WEIGHTS = ("mxfp4", "nvint4", "mxfp8")
@@ -130,7 +132,7 @@ def test_long_corner_rows(isa) -> None:
         check(kernel, module["quantize"], x, case[1])
 
 
-@pytest.mark.parametrize("isa", HERE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", ROTATING, ids=lambda isa: isa.name)
 def test_rotated_corner_rows(isa) -> None:
     """A rotation in the kernel is that of the reference, in every kind of operands."""
     rotations = [(Rotation(32), 96), (Rotation(16, seed=4), 80), (Rotation(64), 192)]

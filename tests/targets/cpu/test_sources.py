@@ -114,13 +114,13 @@ def operands_of(prologue: Prologue, k: int) -> list[Array]:
 @pytest.mark.parametrize("isa", WITHOUT_PRODUCTS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(
     ("k", "prologues"),
-    [(1, PROLOGUES), (77, PROLOGUES), (224, PROLOGUES), (80, TURNED)],
+    [(1, PROLOGUES[2:4]), (77, PROLOGUES), (224, PROLOGUES[4:8]), (80, TURNED)],
 )
 def test_rows_and_their_operands_are_those_of_the_definition(
     isa: Any, k: int, prologues: tuple[Prologue, ...]
 ) -> None:
     kernels = [kernel_for(FORMATS["mxint8"], FORMATS["mxint8"], isa)]
-    if isa is WITHOUT_PRODUCTS[0]:
+    if isa is WITHOUT_PRODUCTS[0] and k in (77, 80):
         kernels += [kernel_for(FORMATS[name], FORMATS[name], isa) for name in ("nvfp4", "mxfp8")]
     for kernel in kernels:
         rule = kernel.act.default_rule

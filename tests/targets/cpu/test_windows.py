@@ -1,5 +1,6 @@
 """Windows quantized on the way, or gathered from quantized pixels: the bits of im2col's rows."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ GEOMETRY = {  # kernel, strides, padding (top, left, bottom, right), dilation
     "dilated": ((2, 3), (1, 2), (1, 2, 0, 2), (2, 3)),
     "flat": ((1, 5), (1, 1), (0, 2, 0, 2), (1, 1)),
 }
-CHANNELS = (1, 3, 32, 40, 320, *(pytest.param(c, marks=pytest.mark.slow) for c in (5, 64)))
+CASES = [*product(GEOMETRY, (1, 3, 32)), *product(("same", "lopsided"), (40, 320))]
+NEAR = [*product(GEOMETRY, (5, 64)), *product(GEOMETRY.keys() - {"same", "lopsided"}, (40, 320))]
 PAIRS = [("mxint8", "mxint8"), ("nvfp4", "nvfp4"), ("mxfp8", "mxfp8")]
 OTHER_ZERO = (
     "nvint4",
@@ -64,8 +66,10 @@ def trimmed(kernel: LinearKernel, found: list[Any], k: int) -> list[Any]:
     return [found[0][:, :width], *found[1:]]
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("geometry", GEOMETRY)
+@pytest.mark.parametrize(
+    ("geometry", "channels"),
+    CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in sorted(NEAR)],
+)
 def test_windows_are_the_rows_of_im2col(geometry: str, channels: int) -> None:
     shape = shape_of(geometry, channels)
     k = shape.kernel[0] * shape.kernel[1] * channels

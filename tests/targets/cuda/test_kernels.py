@@ -31,7 +31,9 @@ def test_every_default_config_fits_its_architecture(fmt, arch) -> None:
         assert kernel.gemm(256, 256, bias=False) is not None
 
 
-@pytest.mark.parametrize("arch", ["sm_89", "sm_90a", "sm_120a"])
+@pytest.mark.parametrize(
+    "arch", [pytest.param("sm_89", marks=pytest.mark.slow), "sm_90a", "sm_120a"]
+)
 @pytest.mark.parametrize("m", [1, 100, 1000])
 def test_what_is_worth_trying_is_built_or_asks_for_too_much(arch, m) -> None:
     kernel = kernel_for(FORMATS["nvfp4"], FORMATS["nvfp4"], arch_named(arch))
