@@ -114,7 +114,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
 
 def speed(artifact: Any, model: Path, progress: Progress) -> dict[str, float] | str:
     """Against the float model, or why that is not known: the artifact is made and stays."""
-    from lbcompiler.errors import LbcError
+    from lbcompiler.errors import LbcError, last_line
     from lbcompiler.speed import compare
 
     progress("measure", 0, 1)
@@ -123,4 +123,4 @@ def speed(artifact: Any, model: Path, progress: Progress) -> dict[str, float] | 
     except LbcError as error:
         return str(error)
     except Exception as error:  # the runtimes' own: a finished artifact is no failure for them
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        return f"{type(error).__name__}: {last_line(error)}"

@@ -52,6 +52,11 @@ def never_freed(held: Held) -> Held:
     return held
 
 
+def last_line(error: BaseException) -> str:
+    """Where TVM and linkers say what was wrong; the error's class where it has no words."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def reason_of(error: Exception) -> str:
     """A line of what another library raised, in its own words and classes."""
     lines = str(error).strip().splitlines() or [""]

@@ -30,6 +30,12 @@ def remove_unfinished() -> None:
             path.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where lbcompiler keeps what can be made again (XDG)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "lbcompiler"
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder for the length of the block."""

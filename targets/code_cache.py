@@ -16,21 +16,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.files import appearing
+from lbcompiler.files import appearing, cache_folder
 
 DEFAULT_MIB = 1024  # some thirty thousand kernels
 ABANDONED_S = 3600  # a half-written file that old belongs to a process that was killed
-
-Done = Callable[[int, int], None]  # (kernels compiled, of how many)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,8 @@ class CodeCache:
 
     @property
     def folder(self) -> Path:
-        """Where they are kept (XDG)."""
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(cache) / "lbcompiler" / self.name
+        """Where they are kept."""
+        return cache_folder() / self.name
 
     @property
     def variable(self) -> str:
@@ -127,27 +121,6 @@ class CodeCache:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             total -= size
-
-
-def at_once(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    done: Done = lambda _done, _total: None,
-) -> list[Result]:
-    """`function` of every item, as many at once as there are cores. The first error ends it, and
-    what has not begun by then is not done.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(cores or 1) as pool:
-        try:
-            work = [pool.submit(function, item) for item in items]
-            for count, future in enumerate(as_completed(work), 1):
-                future.result()
-                done(count, len(work))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in work]
 
 
 def _read(path: Path) -> Entry | None:

@@ -8,7 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, last_line
 from lbcompiler.files import temporary_folder
 from lbcompiler.ir.model import Dim
 from lbcompiler.targets.share_views import ShareViews
@@ -85,7 +85,3 @@ class Built:
                 "folder that can be written and that programs may be loaded from"
             ) from None
         return relax.VirtualMachine(module, device)
-
-
-def last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

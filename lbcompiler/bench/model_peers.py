@@ -9,7 +9,6 @@
 """
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from lbcompiler.bench.timing import Progress, Work
 from lbcompiler.errors import ConfigError, LbcError, reason_of
-from lbcompiler.files import unfinished
+from lbcompiler.files import temporary_folder
 from lbcompiler.frontend import kind_of
 from lbcompiler.ir.model import Array
 from lbcompiler.references import open_reference
@@ -45,11 +44,11 @@ def model_peers(
         opening |= _variants(name, model)
     work: dict[str, Work] = {}
     missing: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="lbc-bench-") as scratch, unfinished(Path(scratch)):
+    with temporary_folder() as scratch:
         for done, (name, open_peer) in enumerate(opening.items()):
             progress("peers", done, len(opening))
             try:
-                run = open_peer(model, feeds, threads, Path(scratch))
+                run = open_peer(model, feeds, threads, scratch)
                 run()
             except LbcError:
                 raise

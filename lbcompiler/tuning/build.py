@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lbcompiler.errors import last_line
+
 Kernel = Any  # of a linear, of a folder of targets/
 Config = Any  # the kernel's own
 Code = Any  # what a machine loads
@@ -26,4 +28,4 @@ def _build(compiled: Compile, kernel: Kernel, n: int, k: int, config: Config) ->
     try:
         return compiled({"gemm": kernel.gemm(n, k, bias=False, config=config)})
     except Exception as error:  # of the generator, of TVM, of the linker: a candidate that fails
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        return f"{type(error).__name__}: {last_line(error)}"

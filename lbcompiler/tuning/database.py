@@ -5,7 +5,6 @@ shape, processor, versions. Studies of others that live in the same database are
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbcompiler.config import masked
 from lbcompiler.errors import ConfigError
+from lbcompiler.files import cache_folder
 from lbcompiler.targets.configs import Shape
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ def versions() -> dict[str, str]:
 
 
 def default_path() -> Path:
-    """`tuning.db` in the user's cache folder (XDG)."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "lbcompiler" / "tuning.db"
+    """`tuning.db` in the user's cache folder."""
+    return cache_folder() / "tuning.db"
 
 
 def open_database(database: str | Path | None, must_exist: bool = False) -> "BaseStorage":

@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import rpc
 
-from lbcompiler.errors import ConfigError
+from lbcompiler.errors import ConfigError, last_line
 from lbcompiler.targets.cpu.isa import Isa, detect
 from lbcompiler.targets.cpu.objects import tir_pipeline
 from lbcompiler.targets.cpu.processor import processor
@@ -106,7 +106,7 @@ def _connect(address: str) -> Any:
             return rpc.connect_tracker(host, int(port)).request(key)
         return rpc.connect(host, int(port))
     except Exception as error:  # TVM's own, under several names
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_line(error)
         raise ConfigError(
             f"no TVM RPC server answers at {address} ({reason}): start one there with "
             f"python -m tvm.exec.rpc_server --port {port} --port-end {int(port) + 1}"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tvm
 
-from lbcompiler.errors import ConfigError, is_interruption
+from lbcompiler.errors import ConfigError, is_interruption, last_line
 from lbcompiler.targets.cpu.gemm import SMALL_M
 from lbcompiler.tuning.build import Built, Code, Config, build_all
 from lbcompiler.tuning.machine import Machine
@@ -164,10 +164,6 @@ class GemmBench(ComparingBench):
 
     def _tensor(self, array: Any) -> Any:
         return tvm.runtime.tensor(array, self.machine.device)
-
-
-def last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def _operands(work: Work, machine: Machine) -> tuple[Any, list[Any]]:

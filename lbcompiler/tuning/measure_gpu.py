@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lbcompiler.errors import ConfigError, never_freed
+from lbcompiler.errors import ConfigError, last_line, never_freed
 from lbcompiler.targets.cuda.bench import (
     FEW_ROWS,
     Linear,
@@ -26,7 +26,7 @@ from lbcompiler.targets.cuda.bench import (
 from lbcompiler.targets.cuda.clock import Clock, Recorded
 from lbcompiler.tuning.build import Code, Config
 from lbcompiler.tuning.machine import Machine
-from lbcompiler.tuning.measure import ComparingBench, last_line
+from lbcompiler.tuning.measure import ComparingBench
 from lbcompiler.tuning.work import Work
 
 

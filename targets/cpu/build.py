@@ -69,6 +69,5 @@ def _built(module: Any, isa_target: Any) -> Built:
     """
     builder = relax.ExecBuilder()
     rest = vm_build._vmcodegen(builder, module)
-    functions = {variable.name_hint: function for variable, function in rest.functions_items()}
     executable = vm_build._vmlink(builder, isa_target, ext_libs=[host_module(isa_target)])
-    return Built(executable, compile_objects(functions, isa_target))
+    return Built(executable, compile_objects(list(rest.functions.values()), isa_target))

@@ -185,8 +185,9 @@ class TileGemm:
         with T.serial(total) as number:
             IRBuilder.name("tile", number)
             here, after = place(number), place(bound(tirx.min(number + 1, total - 1)))
-            panel.ask_for_next(first, here.j, bound(number // columns))
-            sums = _Sums(task, self.height, bound(number // columns), here.j)
+            i = bound(number // columns)
+            panel.ask_for_next(first, here.j, i)
+            sums = _Sums(task, self.height, i, here.j)
             with T.serial(count // 2 - 1) as pair:
                 block = bound(pair * 2)
                 step(here, block + 2, 0, sums, block)

@@ -7,7 +7,7 @@ few whose shapes or formats have changed.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +15,8 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx import compilation_pipeline
 
-from lbcompiler.targets.code_cache import CodeCache, Entry, at_once
+from lbcompiler.targets.code_cache import CodeCache, Entry
+from lbcompiler.targets.cores import at_once
 
 CACHE = CodeCache("cpu", ".o")
 
@@ -64,20 +65,20 @@ def _tir_pipeline() -> tuple[Any, Any, Any]:
     return passes, host, device
 
 
-def compile_objects(functions: Mapping[str, Any], target: Any) -> list[bytes]:
-    """Scheduled PrimFuncs by name -> an object file of each, for a target of kind llvm.
+def compile_objects(functions: Sequence[Any], target: Any) -> list[bytes]:
+    """Scheduled PrimFuncs, which say their names (`global_symbol`) -> an object file of each, for a
+    target of kind llvm.
 
     Raises ConfigError for a limit of the cache that is no number.
     """
 
-    def compiled(name: str) -> bytes:
-        function = functions[name]
-        if name.startswith(_NEVER_THE_SAME):
-            return _compiled(name, function, target).code
-        parts = (name, _compiler(), str(target), tvm.ir.save_json(function))
-        return CACHE.held(parts, lambda: _compiled(name, function, target)).code
+    def compiled(function: Any) -> bytes:
+        make = partial(_compiled, function, target)
+        if str(function.attrs["global_symbol"]).startswith(_NEVER_THE_SAME):
+            return make().code
+        return CACHE.held((_compiler(), str(target), tvm.ir.save_json(function)), make).code
 
-    objects = at_once(compiled, list(functions))
+    objects = at_once(compiled, functions)
     CACHE.prune()
     return objects
 
@@ -89,16 +90,15 @@ def host_module(target: Any) -> Any:
     return tirx.build(tvm.IRModule(), target=target, pipeline=tir_pipeline())
 
 
-def code_of(name: str, function: Any, target: Any) -> Any:
+def code_of(function: Any, target: Any) -> Any:
     """A module of machine code with the function in it."""
-    module = tvm.IRModule({tvm.ir.GlobalVar(name): function})
     with tvm.transform.PassContext(opt_level=_OPT_LEVEL), target:
-        return tirx.build(module, target=target, pipeline=tir_pipeline())
+        return tirx.build(function, target=target, pipeline=tir_pipeline())
 
 
-def _compiled(name: str, function: Any, target: Any) -> Entry:
+def _compiled(function: Any, target: Any) -> Entry:
     """By way of memory: LLVM ends the process where a disk is full."""
-    code = code_of(name, function, target)
+    code = code_of(function, target)
     with open(os.memfd_create("kernel"), "rb") as file:
         code.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
         return Entry(file.read())

@@ -8,23 +8,17 @@ all cores. A pool belongs to the thread that calls, and grows no more once it ha
 afterwards.
 """
 
-import os
 import threading
 
 import psutil
 import tvm
 
+from lbcompiler.targets.cores import available_cores
+
 _SHARE_ALL_CORES = -3  # tvm::runtime::threading::ThreadGroup::kSpecifyThreadShareAllCore
 
 _wanted: int | None = None
 _local = threading.local()
-
-
-def available_cores() -> list[int]:
-    """The logical cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def default_threads() -> int:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from lbcompiler.targets.code_cache import CodeCache, Done, Entry, at_once
+from lbcompiler.targets.code_cache import CodeCache, Entry
+from lbcompiler.targets.cores import Done, at_once
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.resources import Usage, usage_of
 from lbcompiler.targets.cuda.toolchain import FLAGS, Nvcc

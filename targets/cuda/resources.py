@@ -10,10 +10,10 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lbcompiler.targets.cores import at_once
 from lbcompiler.targets.cuda.arch import (
     REGISTERS,
     REGISTERS_AT_ONCE,
@@ -112,8 +112,7 @@ def instructions_of(
 
 def instructions_of_all(cubins: Sequence[bytes]) -> list[dict[str, dict[str, int]]]:
     """`instructions_of` each, as many at once as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(instructions_of, cubins))
+    return at_once(instructions_of, cubins)
 
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")

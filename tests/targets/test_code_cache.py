@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lbcompiler.errors import ConfigError
-from lbcompiler.targets.code_cache import ABANDONED_S, CodeCache, Entry, at_once
+from lbcompiler.targets.code_cache import ABANDONED_S, CodeCache, Entry
+from lbcompiler.targets.cores import at_once
 
 CACHE = CodeCache("test", ".code")
 HOUR_S = 3600
@@ -146,18 +147,3 @@ def test_a_folder_that_cannot_be_written_costs_time_only(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert compiler("one").code == b"one\n!"
-
-
-def test_the_first_error_ends_what_has_not_begun() -> None:
-    begun: list[int] = []
-
-    def one(item: int) -> int:
-        begun.append(item)
-        if item == 1:
-            raise ValueError("one")
-        time.sleep(0.02)
-        return item
-
-    with pytest.raises(ValueError, match="one"):
-        at_once(one, range(500))
-    assert len(begun) < 100

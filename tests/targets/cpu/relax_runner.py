@@ -83,9 +83,8 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 def assembly(built: Function) -> str:
     """The text of its machine code."""
     target = built.isa.tvm_target()
-    named = {f"kernel{number}": function for number, function in enumerate(built.scheduled)}
     codes = (
-        code_of(name, function.with_attr("global_symbol", name), target)
-        for name, function in named.items()
+        code_of(function.with_attr("global_symbol", f"kernel{number}"), target)
+        for number, function in enumerate(built.scheduled)
     )
     return "\n".join(code.inspect_source("asm") for code in codes)

@@ -35,9 +35,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     once = objects._compiled
 
-    def counted(name, *rest):  # type: ignore[no-untyped-def]
-        names.append(name)
-        return once(name, *rest)
+    def counted(function, target):  # type: ignore[no-untyped-def]
+        names.append(str(function.attrs["global_symbol"]))
+        return once(function, target)
 
     monkeypatch.setattr(objects, "_compiled", counted)
     return names

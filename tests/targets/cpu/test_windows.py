@@ -30,10 +30,8 @@ GEOMETRY = {  # kernel, strides, padding (top, left, bottom, right), dilation
 CASES = [*product(GEOMETRY, (1, 3, 32)), *product(("same", "lopsided"), (40, 320))]
 NEAR = [*product(GEOMETRY, (5, 64)), *product(GEOMETRY.keys() - {"same", "lopsided"}, (40, 320))]
 PAIRS = [("mxint8", "mxint8"), ("nvfp4", "nvfp4"), ("mxfp8", "mxfp8")]
-OTHER_ZERO = (
-    "nvint4",
-    "mxint8",
-)  # the zero point of nvint4's weights in the sums of mxint8's blocks
+# the zero point of nvint4's weights in the sums of mxint8's blocks
+OTHER_ZERO = ("nvint4", "mxint8")
 SIZES = ((2, 5, 7), (1, 4, 21))
 
 

@@ -1,14 +1,13 @@
 """The instructions of compiled kernels, and what ptxas says of them."""
 
-import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import tvm
 
+from lbcompiler.targets.cores import at_once
 from lbcompiler.targets.cuda import codegen
 from lbcompiler.targets.cuda.arch import Arch
 from lbcompiler.targets.cuda.resources import instructions_of
@@ -45,8 +44,7 @@ def kernels_of(functions: dict[str, Any], arch: Arch) -> tuple[dict[str, Kernel]
         cubin, said = nvcc.compile(kernel.source, arch)
         return instructions_of(cubin, EVERY), said
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(compiled, kernels))
+    results = at_once(compiled, kernels)
     found = {name: Kernel(held) for one, _ in results for name, held in one.items()}
     assert set(found) == {kernel.name for kernel in kernels}
     return found, "".join(said for _, said in results)
