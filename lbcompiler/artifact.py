@@ -189,6 +189,8 @@ class Manifest(Record):
     tuning: TuningRecord | None = None
     effective_bits: float | None = None
     residual: str = ""
+    smoothing: str = ""
+    gate: str = ""
     pareto: list[ParetoRecord] = []
     totals: Totals
     parameters: list[str]
@@ -200,6 +202,16 @@ class Manifest(Record):
     def pasts(self) -> list[str]:
         """The dimensions that states grow along, in the order in which the code takes them."""
         return list(dict.fromkeys(state.past for state in self.states))
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """What was decided by the model's output as a whole, and what was measured of it."""
+        said = {
+            "residual stream": self.residual,
+            "smoothing": self.smoothing,
+            "whole model": self.gate,
+        }
+        return {name: why for name, why in said.items() if why}
 
     @property
     def isas(self) -> list[str]:

@@ -74,8 +74,8 @@ def compiled(
         f"{artifact.path}: {_count(manifest.layers)}; their weights take "
         f"{size(totals.weight_bytes)} (float32: {size(totals.float_bytes)}); {seconds:.1f} s"
     )
-    if manifest.residual:
-        print_line(f"residual stream: {manifest.residual}")
+    for name, said in manifest.judged.items():
+        print_line(f"{name}: {said}")
     if manifest.pareto:
         print_line("what other budgets would give (lbc inspect --json: every layer's format):")
         _print_front(manifest.pareto)
@@ -176,7 +176,7 @@ def manifest(artifact: "Artifact", with_layers: bool, as_json: bool) -> None:
         ("dimensions", ", ".join(bounds)),
         ("in place", ", ".join(f"{s.input} -> {s.output}" for s in held.states)),
         *((name, size(record.bytes)) for name, record in held.files.items()),
-        ("residual stream", held.residual),
+        *held.judged.items(),
         ("bits a weight", "" if held.effective_bits is None else f"{held.effective_bits:.4g}"),
     ]
     width = max(len(name) for name, _ in facts)

@@ -63,7 +63,7 @@ def manifest_of(
         layers=[_layer_record(layer) for layer in model.layers.values()],
         tuning=None if tuned is None else _tuning_record(tuned, model),
         effective_bits=_effective_bits(model),
-        residual="" if decided is None else decided.about_residual,
+        **({} if decided is None else decided.about),
         pareto=[] if decided is None else [ParetoRecord(**asdict(p)) for p in decided.pareto],
         totals=_totals(model),
         parameters=list(model.parameters),

@@ -24,7 +24,7 @@ from lbcompiler.files import appearing
 from lbcompiler.ir.model import Array
 
 STATE = "state.json"
-SCHEMA = 3  # raised where what was kept would be measured otherwise now
+SCHEMA = 4  # raised where what was kept would be measured otherwise now
 
 _OTHERS = {"inputs": "other input shapes", "schema": "another version of what is measured"}
 

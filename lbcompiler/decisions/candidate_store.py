@@ -4,7 +4,7 @@ A run that ends early, by Ctrl-C or a worker's death, has kept what was finished
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -45,27 +45,28 @@ class CandidateStore:
         records = [self.state.load_record(self._name(group, name)) for name in names]
         if any(record is None for record in records):
             return None
-        return [_solution(**record) for record in records]
+        return [_solution(record) for record in records if record is not None]
 
     def save(self, group: str, names: Names, solutions: Sequence[Solution]) -> list[Solution]:
         """Keep them; the same without their weights. One that is the same as another has a record
         of its own and the other's weights.
         """
-        kept = [replace(solution, weights=()) for solution in solutions]
-        for solution in {s.choice: s for s in solutions}.values():
+        plain = [s.plain for s in solutions if s.plain is not None]
+        for solution in {s.choice: s for s in (*plain, *solutions)}.values():
             self.state.save(self._name(group, solution.choice.name), _arrays(solution.weights))
+        kept = [solution.light for solution in solutions]
         for name, solution in zip(names, kept, strict=True):
-            record = asdict(solution)
-            del record["weights"]
-            self.state.save_record(self._name(group, name), record)
+            self.state.save_record(self._name(group, name), asdict(solution))
         return kept
 
     def _name(self, group: str, name: str) -> str:
         return f"{self.folder}/{file_name(group)}.{name}"
 
 
-def _solution(choice: dict[str, Any], **measured: Any) -> Solution:
-    return Solution(Choice(**choice | {"outliers": tuple(choice["outliers"])}), **measured)
+def _solution(record: dict[str, Any]) -> Solution:
+    choice = Choice(**record["choice"] | {"outliers": tuple(record["choice"]["outliers"])})
+    plain = None if record["plain"] is None else _solution(record["plain"])
+    return Solution(choice, record["error"], plain, record["taken"])
 
 
 def file_name(group: str) -> str:

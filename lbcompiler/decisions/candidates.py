@@ -71,8 +71,9 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """Which of a group's solutions it is of."""
-        return f"{self.weight_format}.split" if self.outliers else self.weight_format
+        """That of its weights among the group's; how activations are read tells them apart too."""
+        parts = (self.weight_format, self.rule, self.quantizer, self.act_rule, str(self.hadamard))
+        return "-".join(parts) + ("-split" if self.outliers else "")
 
     @property
     def split(self) -> Split | None:
@@ -90,15 +91,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Solution:
-    """A choice, its error, that of plain rounding, the channels that a second product reads, and
-    the weights of the layers in their order.
+    """A choice, its error, the channels that a second product reads, and the weights of the layers
+    in their order. plain: what had to be beaten, rounding to nearest; None for that itself.
     """
 
     choice: Choice
     error: float
-    plain_error: float
+    plain: "Solution | None" = None
     taken: int = 0
     weights: tuple[Quantized, ...] = field(repr=False, default=())
+
+    @property
+    def plain_error(self) -> float:
+        return self.error if self.plain is None else self.plain.error
+
+    @property
+    def light(self) -> "Solution":
+        """The same without its weights."""
+        plain = None if self.plain is None else self.plain.light
+        return replace(self, plain=plain, weights=())
 
 
 @dataclass(frozen=True)
@@ -185,10 +196,11 @@ class _Search:
 
     def best(self) -> Solution:
         act = WEIGHT_ONLY if self.act is None else self.act.name
-        plain = self.solved(Choice(self.fmt.name, act, self.start_rule, self.act_rules[0]))
         sizes = [size for size in self.options.rotations if self.k % size == 0]
-        forced = sizes and self.options.forced
-        starts = [self._start(plain.choice, size) for size in (sizes if forced else [0, *sizes])]
+        if not (sizes and self.options.forced):
+            sizes = [0, *sizes]
+        choice = Choice(self.fmt.name, act, self.start_rule, self.act_rules[0], hadamard=sizes[0])
+        starts = [self._start(choice, size) for size in sizes]
         best = starts[0]
         for start in starts[1:]:
             best = _better(start, best)
@@ -198,7 +210,7 @@ class _Search:
         best = solved[0]
         for one in solved[1:]:
             best = _better(one, best)
-        return replace(best, plain_error=plain.error)
+        return self._beside(best, self.solved(choice))
 
     def best_split(self, whole: Solution) -> Solution:
         """`whole`, or the best with outliers split off, rotated as `whole` is or not at all."""
@@ -217,7 +229,11 @@ class _Search:
         best = starts[0]
         for start in starts[1:]:
             best = _better(start, best)
-        return replace(_better(self._finished(best), whole), plain_error=whole.plain_error)
+        return self._beside(_better(self._finished(best), whole), whole.plain or whole)
+
+    @staticmethod
+    def _beside(best: Solution, plain: Solution) -> Solution:
+        return replace(best, plain=None if best.choice == plain.choice else plain)
 
     def _start(self, plain: Choice, size: int) -> Solution:
         """Rounded to nearest with that rotation, by the best rule of activations."""
@@ -265,7 +281,7 @@ class _Search:
             weights.append(q)
             errors.append(relative_error(self.group.outputs[i], y))
         taken = 0 if cut is None else cut.arrangement.count
-        return Solution(choice, float(np.mean(errors)), 0.0, taken, tuple(weights))
+        return Solution(choice, float(np.mean(errors)), None, taken, tuple(weights))
 
     def _can_cut(self, choice: Choice) -> bool:
         """Not where the outliers lie in all blocks."""

@@ -6,6 +6,7 @@
     candidates: each group in each format  groups in parallel, judged on their own outputs
     sensitivity of the model to each       the model's output with only that group quantized
     a plan within the budget               the exact program, then the whole model
+    the gate                               the whole model beside plain rounding
 
 Each step is kept in the state folder and found there by the next run that asks for the same."""
 
@@ -14,7 +15,7 @@ import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,39 +26,40 @@ from lbcompiler.calibration.samples import held_out, read_samples
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.calibration.state import State
 from lbcompiler.calibration.tables import indexed_rows
-from lbcompiler.config import FLOAT, FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
+from lbcompiler.config import FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
 from lbcompiler.data import Feeds
 from lbcompiler.decisions.budgets import cost_of, within_budget
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Solution
-from lbcompiler.decisions.cut import OFF, WIDE
+from lbcompiler.decisions.costing import Costing
+from lbcompiler.decisions.cut import OFF
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.fold import Folder
+from lbcompiler.decisions.gate import Gated, gated
 from lbcompiler.decisions.latency import KernelSeconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
 from lbcompiler.decisions.outcome import Outcome
-from lbcompiler.decisions.plan import Measure, Option, Plan, Planner, Table, bits_of
+from lbcompiler.decisions.plan import Measure, Option, Plan, Planner
 from lbcompiler.decisions.residual import Residual, ResidualSearch
+from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.decisions.sensitivities import (
     Sensitivities,
     by_gradients,
     by_measuring,
     by_output,
 )
-from lbcompiler.decisions.smooth import smoothings
+from lbcompiler.decisions.smooth import Smoothed, smoothed
 from lbcompiler.decisions.tried import options_of
 from lbcompiler.decisions.work import Work
 from lbcompiler.errors import ConfigError
-from lbcompiler.formats import Quantized, format_named
+from lbcompiler.formats import Quantized
 from lbcompiler.ir.model import Array, Layer, Model
-from lbcompiler.ir.smoothing import Smoothing
 from lbcompiler.passes.fold_rotations import producers
 from lbcompiler.passes.rotate_residual import RotateResidual, stream_of
 from lbcompiler.passes.smooth import Smooth
 from lbcompiler.passes.split_outliers import can_reorder
 from lbcompiler.pipeline import Progress, run
-from lbcompiler.smoothing import Rounding
 
 JUDGED = 4  # batches that plans are measured on
 SENSED = 1  # of them, for the many measurements of one group alone
@@ -116,7 +118,7 @@ class _Decider:
         gradients: Gradients | None,
         seconds: KernelSeconds | None,
     ) -> None:
-        self.gradients, self.seconds = gradients, seconds
+        self.gradients = gradients
         if data is None:
             raise ConfigError(
                 "deciding layer by layer needs calibration data: --calibration-data FILE.npz "
@@ -138,10 +140,10 @@ class _Decider:
         }
         if not self.parts:
             raise ConfigError("there is no layer to decide: none is included and quantizable")
-        self.elements = {
-            group: sum(self.simulator.weight(layer).size for layer in part)
-            for group, part in self.parts.items()
-        }
+        self.budget = "" if config.budget is None else config.budget[0]
+        self.costing = Costing(
+            self.parts, lambda layer: self.simulator.weight(layer), self.budget, seconds
+        )
         self._check_rotation()
         self.options = options_of(config, on_the_fly)
         formats = [name for name in config.candidates if name != FLOAT_CANDIDATE]
@@ -152,7 +154,7 @@ class _Decider:
         decided += [self.pairs[0], "residual"] if config.rotate_residual == "auto" else []
         self.key = [*self.data_key, *decided]
         self.store = CandidateStore(state, f"candidates-{_digest(self.key)}")
-        self.smoothings: dict[str, Smoothing] = {}
+        self.smoothing = Smoothed({}, "")
         self.reordering: set[str] = set()
         self.residual = Residual(None, "")
         self.turned: set[str] = set()  # the layers that read or write it
@@ -178,12 +180,13 @@ class _Decider:
             statistics = self._smoothed(statistics)
         self.reordering = self._reordering()
         solutions = self._candidates(statistics)
-        known = Measured(self.parts, self.simulator.weight, statistics, solutions, self.smoothings)
+        smoothings = self.smoothing.by_layer
+        known = Measured(self.parts, self.simulator.weight, statistics, solutions, smoothings)
         if self.config.chooses:
             return self._planned(known)
-        chosen = {group: options[-1] for group, options in solutions.items()}
-        options = {g: Option(s, 0.0, 0.0) for g, s in chosen.items()}
-        return self._result(options, statistics), known
+        options = {group: Option(row[-1], 0.0, 0.0) for group, row in solutions.items()}
+        picked, gate = self._gated(options)
+        return self._result(picked, gate, statistics), known
 
     def _reordering(self) -> set[str]:
         """Groups whose input channels can have any order, for their outliers to stand together."""
@@ -197,20 +200,16 @@ class _Decider:
         name = f"statistics-{_digest(key)}{'' if weighs else '-brief'}"
         return collect(self.simulator, self.learn, self.state, name, weighs, self.progress)
 
+    @cached_property
+    def _rounded(self) -> RoundedModel:
+        """What changes of the whole model are judged by."""
+        batches = list(islice(self.judge, JUDGED))
+        return RoundedModel(self.parts, self.pairs[0], self.options, batches, self.work, self.state)
+
     def _residual(self, statistics: Statistics) -> Statistics:
         """The residual stream rotated where it helps, and what its linears read then."""
-        search = ResidualSearch(
-            self.simulator,
-            self.parts,
-            statistics,
-            self.pairs[0],
-            self.options,
-            list(islice(self.judge, JUDGED)),
-            self.work,
-            self.state,
-            f"residual-{_digest(self.key)}",
-            self.progress,
-        )
+        name = f"residual-{_digest(self.key)}"
+        search = ResidualSearch(self.simulator, statistics, self._rounded, name, self.progress)
         self.residual = search.settled()
         rotation = self.residual.rotation
         if rotation is None:
@@ -221,15 +220,12 @@ class _Decider:
 
     def _smoothed(self, statistics: Statistics) -> Statistics:
         """The model smoothed where it helps, and what its linears read then."""
-        weight, act = self.pairs[0]
-        rounding = Rounding(format_named(weight), None if act == WEIGHT_ONLY else format_named(act))
         name = f"smoothing-{_digest(self.key)}"
-        self.smoothings = smoothings(
-            self.simulator, self.parts, statistics, rounding, self.state, name, self.progress
-        )
-        if not self.smoothings:
+        self.smoothing = smoothed(self.simulator, statistics, self._rounded, name, self.progress)
+        by_layer = self.smoothing.by_layer
+        if not by_layer:
             return statistics
-        self.simulator = Simulator(run((Smooth(self.smoothings),), self.simulator.model))
+        self.simulator = Simulator(run((Smooth(by_layer),), self.simulator.model))
         return self._statistics([*self.key, "smoothed"])
 
     def _candidates(self, statistics: Statistics) -> Solutions:
@@ -256,9 +252,10 @@ class _Decider:
             weights, known.mean_hessian, known.sample, known.absmax, group in self.reordering
         )
 
-    def _planned(self, known: Measured) -> tuple[Decided, Measured]:
-        solutions, budget = known.solutions, self.config.budget
-        measurement = Measurement(
+    @cached_property
+    def _measurement(self) -> Measurement:
+        """Of the model as its layers are decided: turned and smoothed."""
+        return Measurement(
             self.simulator,
             list(islice(self.judge, JUDGED)),
             self.parts,
@@ -266,15 +263,26 @@ class _Decider:
             self.config.hadamard_seed,
             self.reordering,
         )
-        sensitivities = self._sensitivities(solutions, measurement.first(SENSED))
-        table = self._table(solutions, sensitivities, "" if budget is None else budget[0])
-        planner = Planner(table, self._kept(measurement.plan))
+
+    @cached_property
+    def _measure(self) -> Measure:
+        return self._kept(lambda chosen: self._measurement.plan(chosen))
+
+    def _planned(self, known: Measured) -> tuple[Decided, Measured]:
+        solutions, budget = known.solutions, self.config.budget
+        sensitivities = self._sensitivities(solutions, self._measurement.first(SENSED))
+        offers_float = FLOAT_CANDIDATE in self.config.candidates
+        table = self.costing.table(solutions, sensitivities, offers_float=offers_float)
+        planner = Planner(table, self._measure)
         plan = None if budget is None else within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
         if budget is None and len(self.config.candidates) == 1:
             plan = uniform[-1]
         front = planner.front()
-        decided = self._result({} if plan is None else plan.chosen, known.statistics, front)
+        picked, gate = self._gated({} if plan is None else plan.chosen)
+        if plan is not None:
+            plan = table.plan(picked, gate.divergence or plan.divergence)
+        decided = self._result(picked, gate, known.statistics, front)
         return decided, replace(
             known,
             sensitivities=sensitivities,
@@ -283,6 +291,22 @@ class _Decider:
             front=tuple(front),
             plan=plan,
         )
+
+    def _gated(self, picked: Mapping[str, Option]) -> tuple[dict[str, Option], Gated]:
+        """What the whole model is better for; groups that stay in float are not asked about."""
+
+        def alone(pairs: Mapping[str, Sequence[Solution]]) -> Sensitivities:
+            name = f"{self.store.folder}/sensitivity"
+            measurement = self._measurement.first(SENSED)
+            return by_measuring(pairs, measurement, self.state, name, self.progress)
+
+        chosen = {g: o.solution for g, o in picked.items() if o.solution is not None}
+        gate = gated(chosen, self._measure, alone, lambda d: cost_of(d, self.budget))
+        put_back = {
+            g: replace(picked[g], solution=gate.kept[g], bits=self.costing.bits(g, gate.kept[g]))
+            for g in gate.dropped
+        }
+        return {**picked, **put_back}, gate
 
     def _sensitivities(self, solutions: Solutions, measurement: Measurement) -> Sensitivities:
         if self.config.sensitivity == "output":
@@ -294,35 +318,6 @@ class _Decider:
         gradients = partial(self.gradients, list(islice(self.judge, JUDGED)))
         name = f"fisher-{_digest(self.data_key)}"
         return by_gradients(solutions, self.parts, gradients, self.state, name, self.progress)
-
-    def _table(
-        self, solutions: Solutions, measured: Mapping[str, Sequence[Divergence]], budget: str
-    ) -> Table:
-        options = {}
-        for group, row in solutions.items():
-            costs = [cost_of(d, budget) for d in measured[group]]
-            offered: list[tuple[Solution | None, float]] = list(zip(row, costs, strict=True))
-            if FLOAT_CANDIDATE in self.config.candidates:
-                offered.append((None, 0.0))
-            options[group] = [
-                Option(s, cost, self._load(group, s, budget), self._bits(group, s))
-                for s, cost in offered
-            ]
-        return Table(options, self.elements)
-
-    def _bits(self, group: str, solution: Solution | None) -> float:
-        """Of an element of the group's weights, with those that a second product holds again."""
-        if solution is None:
-            return bits_of(FLOAT)
-        k = int(self.simulator.weight(self.parts[group][0]).shape[1])
-        return bits_of(solution.choice.weight_format) + bits_of(WIDE) * solution.taken / k
-
-    def _load(self, group: str, solution: Solution | None, budget: str) -> float:
-        if budget == "max_latency":
-            shapes = [self.simulator.weight(layer).shape for layer in self.parts[group]]
-            assert self.seconds is not None  # `compile` sees to it
-            return self.seconds(solution, shapes)
-        return self._bits(group, solution) * self.elements[group]
 
     def _kept(self, measure: Measure) -> Measure:
         """`measure`, asked once for a plan: what it answers stays in the state folder."""
@@ -342,7 +337,11 @@ class _Decider:
         return kept
 
     def _result(
-        self, picked: Mapping[str, Option], statistics: Statistics, front: Sequence[Plan] = ()
+        self,
+        picked: Mapping[str, Option],
+        gate: Gated,
+        statistics: Statistics,
+        front: Sequence[Plan] = (),
     ) -> Decided:
         """Of a choice that was made from a front; without one there was none to make."""
         group_of = {layer: g for g, layers in self.parts.items() for layer in layers}
@@ -358,11 +357,11 @@ class _Decider:
             self.config,
             self.store,
             folder,
-            self.smoothings,
+            self.smoothing,
             self.residual,
             self.turned,
         )
-        return outcome.decided(picked, front)
+        return outcome.decided(picked, gate, front)
 
 
 def _digest(key: Any) -> str:

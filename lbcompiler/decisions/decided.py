@@ -35,9 +35,9 @@ class ParetoPoint:
 @dataclass(frozen=True)
 class Decided:
     """decisions: by layer; weights: layer -> its codes, rows in their order in the source, columns
-    as the layer's split has them; residual: the rotation of the residual stream; about_residual:
-    why it is rotated or not, where that was asked; folded: the rotations of the layers whose inputs
-    are made rotated, by layer; pareto: few bits first.
+    as the layer's split has them; residual: the rotation of the residual stream; about: what was
+    measured of the whole model, as the manifest has it; folded: the rotations of the layers whose
+    inputs are made rotated, by layer; pareto: few bits first.
     """
 
     decisions: Mapping[str, Decision]
@@ -45,7 +45,7 @@ class Decided:
     smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
     splits: Mapping[str, Split] = field(default_factory=dict)
     residual: Rotation | None = None
-    about_residual: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
     folded: Mapping[str, Rotation] = field(default_factory=dict)
     pareto: tuple[ParetoPoint, ...] = ()
 
@@ -97,3 +97,12 @@ def reason_of(option: Option, rank: int, count: int, config: CompileConfig) -> s
     if rank:
         words.append(f"alone it costs {option.cost:.2e}, number {rank} of {count}")
     return "; ".join(words)
+
+
+def dropped_reason(solution: Solution) -> str:
+    """Of a group that was put back to rounding: what its own solution was."""
+    choice = solution.choice
+    return (
+        f"output error {solution.plain_error:.2e} rounded to nearest; {solution.error:.2e} by "
+        f"{choice.quantizer} and a rotation of {choice.hadamard}, but the model gains nothing by it"
+    )

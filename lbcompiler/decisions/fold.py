@@ -69,7 +69,7 @@ class Folder:
     def _solved(
         self, producer: Producer, rotation: Rotation, choice: Choice, store: CandidateStore
     ) -> Solution:
-        """The producer with its rows rotated; `plain_error` is its error without that."""
+        """The producer with its rows rotated; `plain` is without that."""
         layer, names = producer.layer, [choice.name]
         known = store.load(layer, names)
         if known is None:
@@ -77,5 +77,5 @@ class Folder:
             plain = again(self.problem(layer, weight), choice, self.options)
             turned = self.problem(layer, producer.rotated(weight, rotation))
             solution = again(turned, choice, self.options)
-            known = store.save(layer, names, [replace(solution, plain_error=plain.error)])
+            known = store.save(layer, names, [replace(solution, plain=plain)])
         return known[0]

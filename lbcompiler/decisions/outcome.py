@@ -7,13 +7,20 @@ from functools import partial
 from lbcompiler.config import CompileConfig
 from lbcompiler.decisions.candidate_store import CandidateStore
 from lbcompiler.decisions.candidates import Solution
-from lbcompiler.decisions.decided import Decided, ParetoPoint, decision_of, reason_of
+from lbcompiler.decisions.decided import (
+    Decided,
+    ParetoPoint,
+    decision_of,
+    dropped_reason,
+    reason_of,
+)
 from lbcompiler.decisions.fold import Folder
+from lbcompiler.decisions.gate import Gated
 from lbcompiler.decisions.plan import Option, Plan
 from lbcompiler.decisions.residual import Residual
+from lbcompiler.decisions.smooth import Smoothed
 from lbcompiler.formats import Quantized
 from lbcompiler.ir.rotation import Rotation
-from lbcompiler.ir.smoothing import Smoothing
 
 
 @dataclass(frozen=True)
@@ -26,17 +33,23 @@ class Outcome:
     config: CompileConfig
     store: CandidateStore
     folder: Folder
-    smoothings: Mapping[str, Smoothing]
+    smoothing: Smoothed
     residual: Residual
     turned: Collection[str]
 
-    def decided(self, picked: Mapping[str, Option], front: Sequence[Plan] = ()) -> Decided:
-        """Of a choice that was made from a front; without one there was none to make."""
+    def decided(
+        self, picked: Mapping[str, Option], gate: Gated, front: Sequence[Plan] = ()
+    ) -> Decided:
+        """Of a choice that was made from a front; without one there was none to make. picked: as
+        it passed the gate.
+        """
         ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
         decisions, splits = {}, {}
         weights: dict[str, Callable[[], Quantized]] = {}
         for group, option in picked.items():
             reason = reason_of(option, ranks[group] if front else 0, len(picked), self.config)
+            if group in gate.dropped:
+                reason = dropped_reason(gate.dropped[group])
             loads = self._loads(group, option.solution)
             for layer, load in zip(self.parts[group], loads, strict=True):
                 why = f"{reason}; {self._stream_reason}" if layer in self.turned else reason
@@ -56,10 +69,14 @@ class Outcome:
         return Decided(
             decisions,
             weights,
-            self.smoothings,
+            self.smoothing.by_layer,
             splits,
             self.residual.rotation,
-            self.residual.said,
+            {
+                "residual": self.residual.said,
+                "smoothing": self.smoothing.said,
+                "gate": gate.said,
+            },
             folded,
             tuple(map(self._point, front)),
         )

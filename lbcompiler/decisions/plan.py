@@ -83,9 +83,10 @@ class Table:
             for group, row in self.options.items()
         ]
 
-    def plan(self, picked: Sequence[int], divergence: Divergence) -> Plan:
-        bits = total(self.weight_bits, picked) / max(1, sum(self.elements.values()))
-        return Plan(self.chosen(picked), bits, divergence)
+    def plan(self, chosen: Mapping[str, Option], divergence: Divergence) -> Plan:
+        """Of options by group, of the table or not."""
+        bits = sum(option.bits * self.elements[group] for group, option in chosen.items())
+        return Plan(chosen, bits / max(1, sum(self.elements.values())), divergence)
 
     def chosen(self, picked: Sequence[int]) -> dict[str, Option]:
         rows = zip(self.options.items(), picked, strict=True)
@@ -116,7 +117,7 @@ class Planner:
             chosen = self.table.chosen(picked)
             solutions = {g: o.solution for g, o in chosen.items() if o.solution is not None}
             self._known[key] = self._measure(solutions)
-        return self.table.plan(picked, self._known[key])
+        return self.table.plan(self.table.chosen(picked), self._known[key])
 
     def cost(self, picked: Sequence[int]) -> float:
         return self.measured(picked).divergence.cost

@@ -5,21 +5,16 @@ own input that may be tried, by the model's output: errors of layers do not tell
 of a layer that writes loud channels reaches the quiet ones once they are mixed.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.simulator import Simulator
-from lbcompiler.calibration.state import State
-from lbcompiler.data import Feeds
-from lbcompiler.decisions.candidate_store import CandidateStore, make_candidates
-from lbcompiler.decisions.candidates import GATE, GroupProblem, Options
-from lbcompiler.decisions.cut import OFF
-from lbcompiler.decisions.measure import Measurement
-from lbcompiler.decisions.work import Work
+from lbcompiler.decisions.candidates import GATE, GroupProblem
+from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.constants import constant_of
 from lbcompiler.ir.model import Array
@@ -49,30 +44,26 @@ class Residual:
 class ResidualSearch:
     """Whether the stream of `simulator`'s model is rotated.
 
-    parts: the layers that are decided of each group; formats: of weights and activations. What is
-    measured on the way is kept under `name` in the state, and the codes go when it is settled."""
+    What is measured on the way is kept under `name` in the state, and the codes go when it is
+    settled."""
 
     simulator: Simulator
-    parts: Mapping[str, Sequence[str]]
     statistics: Statistics
-    formats: tuple[str, str]
-    options: Options
-    batches: Sequence[Feeds]
-    work: Work
-    state: State
+    rounded: RoundedModel
     name: str
     progress: Progress
 
     def settled(self) -> Residual:
         """As the record says, else as is found now and kept there."""
-        known = self.state.load_record(self.name)
+        state = self.rounded.state
+        known = state.load_record(self.name)
         if known is None:
             found = self._found()
             size = 0 if found.rotation is None else found.rotation.size
             known = {"size": size, "reason": found.reason}
-            self.state.save_record(self.name, known)
-        self.state.remove_folder(self.name)  # also what a kill before this line left
-        size, seed = int(known["size"]), self.options.seed
+            state.save_record(self.name, known)
+        state.remove_folder(self.name)  # also what a kill before this line left
+        size, seed = int(known["size"]), self.rounded.options.seed
         return Residual(Rotation(size, seed) if size else None, str(known["reason"]))
 
     def _found(self) -> Residual:
@@ -84,9 +75,9 @@ class ResidualSearch:
         size, layers = min(LARGEST, stream.width & -stream.width), stream.layers()
         if size < 2:
             return Residual(None, f"the residual stream has an odd width, {stream.width}")
-        if not any(layer in layers for part in self.parts.values() for layer in part):
+        if not any(layer in layers for part in self.rounded.parts.values() for layer in part):
             return Residual(None, "no layer that is quantized reads the residual stream")
-        rotation = Rotation(size, self.options.seed)
+        rotation = Rotation(size, self.rounded.options.seed)
         plain, turned = self._cost(None, layers), self._cost(rotation, layers)
         return Residual(
             rotation if turned < GATE * plain else None,
@@ -98,16 +89,13 @@ class ResidualSearch:
         """What the model loses, all groups rounded to nearest; gains: of the norm that each layer
         on the stream reads, if any.
         """
-        folder = f"{self.name}/{'plain' if rotation is None else rotation.name}"
-        known = self.state.load_record(f"{folder}/cost")
-        if known is not None:
-            return float(known)
         model, simulator, step = self.simulator.model, self.simulator, int(rotation is not None)
         if rotation is not None:
             simulator = Simulator(run((RotateResidual(rotation),), model))
+        parts = self.rounded.parts
 
         def problem(group: str) -> GroupProblem:
-            part, x = self.parts[group], self.statistics[group].sample
+            part, x = parts[group], self.statistics[group].sample
             gain = gains.get(part[0])
             if rotation is not None and gain is not None:
                 x = _as_read(x, constant_of(gain, model.weights), rotation)
@@ -116,18 +104,8 @@ class ResidualSearch:
         def progress(_stage: str, done: int, total: int) -> None:
             self.progress("residual", step * total + done, 2 * total)
 
-        options = replace(self.options, quantizer="rtn", rules=(), outliers=OFF)
-        store, groups = CandidateStore(self.state, folder), list(self.parts)
-        jobs, backend = self.work.jobs, self.work.backend
-        found = make_candidates(
-            problem, groups, [self.formats], options, store, jobs, backend, progress
-        )
-        solutions = {group: row[0] for group, row in found.items()}
-        seed = self.options.seed
-        measurement = Measurement(simulator, self.batches, self.parts, store.weights, seed)
-        cost = measurement.plan(solutions).cost
-        self.state.save_record(f"{folder}/cost", cost)
-        return cost
+        folder = f"{self.name}/{'plain' if rotation is None else rotation.name}"
+        return self.rounded.cost(simulator, problem, folder, progress)
 
 
 def _as_read(x: Array, gain: Array | None, rotation: Rotation) -> Array:

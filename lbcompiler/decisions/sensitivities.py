@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lbcompiler.calibration.state import State
 from lbcompiler.decisions.candidate_store import Solutions
+from lbcompiler.decisions.candidates import Solution
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.errors import ConfigError
 from lbcompiler.pipeline import Progress
@@ -23,7 +24,11 @@ def by_output(solutions: Solutions) -> Sensitivities:
 
 
 def by_measuring(
-    solutions: Solutions, measurement: Measurement, state: State, name: str, progress: Progress
+    solutions: Mapping[str, Sequence[Solution]],
+    measurement: Measurement,
+    state: State,
+    name: str,
+    progress: Progress,
 ) -> Sensitivities:
     """Those that record `name` of the state lacks are measured, and kept there group by group."""
     known = state.load_record(name) or {}

@@ -1,54 +1,108 @@
 """Which groups are smoothed, and how: the first thing decided, because it changes what all later
-decisions are about. Judged in the first candidate format, the one that was named first."""
+decisions are about. Judged in the first candidate format, the one that was named first: each group
+by its own output, then all together by the model's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator
-from lbcompiler.calibration.state import State
+from lbcompiler.config import WEIGHT_ONLY
+from lbcompiler.decisions.candidates import GATE, GroupProblem
+from lbcompiler.decisions.rounded import RoundedModel
+from lbcompiler.formats import format_named
 from lbcompiler.ir.model import Array
 from lbcompiler.ir.smoothing import Folding, Smoothing
-from lbcompiler.passes.smooth import can_fold
-from lbcompiler.pipeline import Progress
+from lbcompiler.passes.smooth import Smooth, can_fold
+from lbcompiler.pipeline import Progress, run
 from lbcompiler.smoothing import Rounding, search
 
 
-def smoothings(
+@dataclass(frozen=True)
+class Smoothed:
+    """by_layer: of those groups whose layers are all decided and whose error a smoothing lowers,
+    if the model is better for them; said: what was measured of it.
+    """
+
+    by_layer: Mapping[str, Smoothing]
+    said: str
+
+
+def smoothed(
     simulator: Simulator,
-    decided: Mapping[str, tuple[str, ...]],
     statistics: Statistics,
-    rounding: Rounding,
-    state: State,
+    rounded: RoundedModel,
     name: str,
     progress: Progress,
-) -> dict[str, Smoothing]:
-    """By layer, of those groups whose layers are all decided and whose error a smoothing lowers.
-
-    Kept as `name` in the state folder."""
-    kept, methods = state.load(name), state.load_record(name)
-    if kept is None or methods is None:
-        kept, methods = _searched(simulator, decided, statistics, rounding, progress)
+) -> Smoothed:
+    """Kept as `name` in the state folder."""
+    state = rounded.state
+    kept, record = state.load(name), state.load_record(name)
+    if kept is None or record is None:
+        kept, methods = _searched(simulator, statistics, rounded, progress)
+        found = _by_layer(kept, methods, rounded.parts)
+        record = {"methods": methods, "said": "no layer gains from it"}
+        if methods:
+            plain, smooth = (
+                _cost(simulator, statistics, rounded, by_layer, name, progress)
+                for by_layer in ({}, found)
+            )
+            record["said"] = f"the model loses {plain:.3g} as it is and {smooth:.3g} smoothed"
+            if smooth >= GATE * plain:
+                record["methods"] = {}
         state.save(name, kept)
-        state.save_record(name, methods)
+        state.save_record(name, record)
+    state.remove_folder(name)  # also what a kill before this line left
+    return Smoothed(_by_layer(kept, record["methods"], rounded.parts), record["said"])
+
+
+def _by_layer(
+    kept: Mapping[str, Array], methods: Mapping[str, str], parts: Mapping[str, Sequence[str]]
+) -> dict[str, Smoothing]:
     return {
         layer: Smoothing(kept[f"{group}/scale"], kept.get(f"{group}/shift"), method)
         for group, method in methods.items()
-        for layer in decided[group]
+        for layer in parts[group]
     }
 
 
-def _searched(
+def _cost(
     simulator: Simulator,
-    decided: Mapping[str, tuple[str, ...]],
     statistics: Statistics,
-    rounding: Rounding,
+    rounded: RoundedModel,
+    by_layer: Mapping[str, Smoothing],
+    name: str,
     progress: Progress,
+) -> float:
+    """What the model loses with these smoothings, all groups rounded to nearest."""
+    held = simulator
+    if by_layer:
+        held = Simulator(run((Smooth(by_layer),), simulator.model))
+
+    def problem(group: str) -> GroupProblem:
+        part, x = rounded.parts[group], statistics[group].sample
+        smoothing = by_layer.get(part[0])
+        if smoothing is not None:
+            x = smoothing.activation(x)
+        return GroupProblem(tuple(map(held.weight, part)), None, x)
+
+    def told(_stage: str, done: int, total: int) -> None:
+        progress("smooth", done, total)
+
+    return rounded.cost(held, problem, f"{name}/{'smooth' if by_layer else 'plain'}", told)
+
+
+def _searched(
+    simulator: Simulator, statistics: Statistics, rounded: RoundedModel, progress: Progress
 ) -> tuple[dict[str, Array], dict[str, str]]:
+    """Scales and shifts as arrays, and the method of each group that is smoothed."""
+    weight, act = rounded.formats
+    rounding = Rounding(format_named(weight), None if act == WEIGHT_ONLY else format_named(act))
     foldings = can_fold(simulator.model.module)
     arrays: dict[str, Array] = {}
     methods: dict[str, str] = {}
-    whole = [g for g in simulator.groups if decided.get(g.name) == g.layers]
+    whole = [g for g in simulator.groups if tuple(rounded.parts.get(g.name, ())) == g.layers]
     for done, group in enumerate(whole):
         progress("smooth", done, len(whole))
         found = _best(simulator, group, statistics, rounding, foldings)

@@ -248,7 +248,8 @@ def test_an_analysis_of_one_format_is_what_compiling_decides(short_lm: Path) -> 
     said = SAID | {"format": "nvint4"}
     decided, known = measured_of(short_lm, make_config(said, kind=AnalysisConfig))
     compiled_as, quiet = measured_of(short_lm, make_config(said))
-    assert known.plan == known.uniform[0]
+    assert known.plan is not None
+    assert known.plan.divergence.cost <= known.uniform[0].divergence.cost  # the gate's part
     assert quiet.plan is None
     assert {n: replace(d, reason="") for n, d in decided.decisions.items()} == {
         n: replace(d, reason="") for n, d in compiled_as.decisions.items()

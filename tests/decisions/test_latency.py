@@ -43,7 +43,7 @@ def asked_of(
 
 def test_what_is_timed_is_what_would_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = Choice("nvfp4", "nvfp4", "absmax", "four_over_six", hadamard=16)
-    solution = Solution(choice, 0.0, 0.0)
+    solution = Solution(choice, 0.0)
     asked, seconds = asked_of(monkeypatch, solution, [(32, 64), (32, 64), (96, 64)])
     tuned = tuned_for("generic", MINE)[1]
     linear = (NVFP4, NVFP4, isa_named("generic"))
@@ -55,7 +55,7 @@ def test_what_is_timed_is_what_would_be_compiled(monkeypatch: pytest.MonkeyPatch
 
 def test_a_second_product_and_float_linears_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = Choice("nvfp4", "nvfp4", "absmax", "absmax", outliers=(3,))
-    asked, seconds = asked_of(monkeypatch, Solution(choice, 0.0, 0.0, taken=32), [(48, 64)])
+    asked, seconds = asked_of(monkeypatch, Solution(choice, 0.0, taken=32), [(48, 64)])
     assert [said[:2] + said[3:4] for said in asked] == [
         (NVFP4, NVFP4, (ROWS, 64, 48)),
         (MXINT8, MXINT8, (ROWS, 32, 48)),

@@ -19,7 +19,7 @@ def test_kl_and_noise_are_those_of_verify(fmt: str) -> None:
     ids = np.load("models/tiny_lm_sample.npz")["input_ids"][:2]
     group = simulator.groups[2]
     quantized = [FORMATS[fmt].quantize(simulator.weight(layer)) for layer in group.layers]
-    solution = Solution(Choice(fmt, fmt, "", FORMATS[fmt].default_rule), 0.0, 0.0)
+    solution = Solution(Choice(fmt, fmt, "", FORMATS[fmt].default_rule), 0.0)
 
     def weights(_group: str, _solution: Solution) -> list[Quantized]:
         return quantized

@@ -19,7 +19,7 @@ LIMITS = [0.5, 0.2, 0.05, 0.01]
 
 
 def solution(fmt: str, loss: float) -> Solution:
-    return Solution(Choice(fmt, fmt, "", "floor"), loss, 0.0)
+    return Solution(Choice(fmt, fmt, "", "floor"), loss)
 
 
 def table(unit: Callable[[float], float]) -> Table:

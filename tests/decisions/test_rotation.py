@@ -5,34 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
-from onnx.parser import parse_model
 
 import lbcompiler
-from lbcompiler.decisions.work import Work
+from tests.decisions.two_linears import ROWS, WIDTH, compiled, error_of
 
-ROWS, WIDTH = 64, 64
 SIZE = 16  # of a rotation that is forced
-
-TWO_LINEARS = """
-<ir_version: 8, opset_import: ["" : 17]>
-two_linears (float[batch, 64] x) => (float[batch, 64] y)
-{
-  first = MatMul(x, first_w)
-  hidden = Relu(first)
-  y = MatMul(hidden, second_w)
-}
-"""
 
 
 def weights(kind: str) -> dict[str, np.ndarray]:
     """`loud`: Gaussian. `exact`: the first hands x on, the second adds and subtracts."""
     draw = np.random.default_rng(0)
     first, second = (draw.standard_normal((WIDTH, WIDTH)) for _ in range(2))
-    held = {"first_w": first, "second_w": second}
     if kind == "exact":
-        held = {"first_w": np.eye(WIDTH), "second_w": np.sign(second)}
-    return {name: weight.astype(np.float32) for name, weight in held.items()}
+        return {"first_w": np.eye(WIDTH), "second_w": np.sign(second)}
+    return {"first_w": first, "second_w": second}
 
 
 def inputs(kind: str, seed: int) -> np.ndarray:
@@ -41,44 +27,47 @@ def inputs(kind: str, seed: int) -> np.ndarray:
     """
     draw = np.random.default_rng(seed)
     if kind == "exact":
-        return draw.integers(-1, 2, (ROWS, WIDTH)).astype(np.float32)
-    x = draw.standard_normal((ROWS, WIDTH)).astype(np.float32)
+        return draw.integers(-1, 2, (ROWS, WIDTH)).astype(np.float64)
+    x = draw.standard_normal((ROWS, WIDTH))
     x[:, [5, 37]] *= 30
     return x
 
 
-def compiled(kind: str, state: Path, **said: Any) -> tuple[set[int], float]:
-    """The rotations that were kept, and the model's error: noise over signal."""
-    model = parse_model(TWO_LINEARS)
-    for name, weight in weights(kind).items():
-        model.graph.initializer.append(numpy_helper.from_array(weight, name))
-    for node in model.graph.node:
-        node.name = node.output[0]
-    artifact = lbcompiler.compile(
-        model,
-        "cpu",
-        calibration_data=[{"x": inputs(kind, seed)} for seed in range(1, 9)],
-        work=Work(state, jobs=1),
-        **said,
-    )
-    held, x = weights(kind), inputs(kind, 99)
-    wanted = np.maximum(x @ held["first_w"], 0) @ held["second_w"]
-    noise = np.square(artifact.load()(x=x)["y"] - wanted).sum()
-    kept = {layer.hadamard for layer in artifact.manifest.layers}
-    return kept, float(noise / np.square(wanted).sum())
+def rotated(
+    kind: str, state: Path, judged: str = "", **said: Any
+) -> tuple[set[int], float, lbcompiler.Artifact]:
+    """The rotations that were kept, and the model's error. judged: the kind of the batch that
+    judges the whole model, and of the error's.
+    """
+    data = [inputs(kind, seed) for seed in range(1, 8)] + [inputs(judged or kind, 8)]
+    artifact = compiled(weights(kind), data, state, **said)
+    error = error_of(artifact, weights(kind), inputs(judged or kind, 99))
+    return {layer.hadamard for layer in artifact.manifest.layers}, error, artifact
 
 
 def test_a_rotation_that_helps_is_kept(tmp_path: Path) -> None:
-    kept, error = compiled("loud", tmp_path / "auto", format="nvint4", hadamard="auto")
-    none, plain = compiled("loud", tmp_path / "off", format="nvint4")
+    kept, error, artifact = rotated("loud", tmp_path / "auto", format="nvint4", hadamard="auto")
+    none, plain, _ = rotated("loud", tmp_path / "off", format="nvint4")
     assert max(kept) > 0
     assert none == {0}
     assert error < plain
+    assert artifact.manifest.gate.startswith("kept: ")
 
 
 def test_a_rotation_that_hurts_is_dropped(tmp_path: Path) -> None:
-    kept, error = compiled("exact", tmp_path / "auto", format="nvfp4", hadamard="auto")
-    forced, turned = compiled("exact", tmp_path / "forced", format="nvfp4", hadamard=SIZE)
+    kept, error, _ = rotated("exact", tmp_path / "auto", format="nvfp4", hadamard="auto")
+    forced, turned, _ = rotated("exact", tmp_path / "forced", format="nvfp4", hadamard=SIZE)
     assert kept == {0}
     assert forced == {SIZE}
     assert error < turned
+
+
+def test_what_every_layer_gains_from_is_dropped_where_the_model_does_not(tmp_path: Path) -> None:
+    said = {"judged": "exact", "format": "nvint4"}
+    kept, error, artifact = rotated("loud", tmp_path / "auto", hadamard="auto", **said)
+    none, plain, _ = rotated("loud", tmp_path / "off", **said)
+    assert kept == none == {0}
+    assert error == plain
+    assert artifact.manifest.gate.startswith("dropped: ")
+    reasons = [layer.reason for layer in artifact.manifest.layers]
+    assert any("but the model gains nothing by it" in reason for reason in reasons)

@@ -1,0 +1,53 @@
+"""What the model loses with all groups rounded to nearest, in the first candidate format: what a
+change of the model itself is judged by, before anything is decided about its layers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lbcompiler.calibration.simulator import Simulator
+from lbcompiler.calibration.state import State
+from lbcompiler.data import Feeds
+from lbcompiler.decisions.candidate_store import CandidateStore, make_candidates
+from lbcompiler.decisions.candidates import GroupProblem, Options
+from lbcompiler.decisions.cut import OFF
+from lbcompiler.decisions.measure import Measurement
+from lbcompiler.decisions.work import Work
+from lbcompiler.pipeline import Progress
+
+
+@dataclass(frozen=True)
+class RoundedModel:
+    """parts: the layers that are decided of each group; formats: of weights and activations;
+    options: of which rotations are tried. Costs are kept in the state.
+    """
+
+    parts: Mapping[str, Sequence[str]]
+    formats: tuple[str, str]
+    options: Options
+    batches: Sequence[Feeds]
+    work: Work
+    state: State
+
+    def cost(
+        self,
+        simulator: Simulator,
+        problem: Callable[[str], GroupProblem],
+        folder: str,
+        progress: Progress,
+    ) -> float:
+        """Of `simulator`'s model; problem: of a group of it, without a Hessian."""
+        known = self.state.load_record(f"{folder}/cost")
+        if known is not None:
+            return float(known)
+        options = replace(self.options, quantizer="rtn", rules=(), outliers=OFF)
+        store, groups = CandidateStore(self.state, folder), list(self.parts)
+        jobs, backend = self.work.jobs, self.work.backend
+        found = make_candidates(
+            problem, groups, [self.formats], options, store, jobs, backend, progress
+        )
+        solutions = {group: row[0] for group, row in found.items()}
+        seed = self.options.seed
+        measurement = Measurement(simulator, self.batches, self.parts, store.weights, seed)
+        cost = measurement.plan(solutions).cost
+        self.state.save_record(f"{folder}/cost", cost)
+        return cost

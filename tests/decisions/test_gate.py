@@ -1,0 +1,58 @@
+"""The gate's three answers, by what a made-up model loses."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from lbcompiler.decisions.candidates import Choice, Solution
+from lbcompiler.decisions.gate import Gated, gated
+from lbcompiler.decisions.measure import Divergence
+
+ROUNDED = Solution(Choice("mxint8", "mxint8", "rceil", "rceil"), error=0.2)
+SOLVED = Solution(Choice("mxint8", "mxint8", "mse", "rceil", "gptq"), 0.1, ROUNDED)
+CHOSEN = {"a": SOLVED, "b": SOLVED, "plain": ROUNDED}
+
+
+def passed(chosen: Mapping[str, Solution], gains: Mapping[str, float], together: float) -> Gated:
+    """Each group's own solution changes the loss of 1 by its gain, two of them by `together`."""
+
+    def measure(plan: Mapping[str, Solution]) -> Divergence:
+        solved = [group for group, solution in plan.items() if solution == SOLVED]
+        gain = together if len(solved) > 1 else sum(gains[group] for group in solved)
+        return Divergence(1.0 - gain)
+
+    def alone(pairs: Mapping[str, Sequence[Solution]]) -> dict[str, list[Divergence]]:
+        assert all(pair == [SOLVED, ROUNDED] for pair in pairs.values())
+        return {group: [Divergence(1.0 - gains[group]), Divergence(1.0)] for group in pairs}
+
+    return gated(chosen, measure, alone, lambda divergence: divergence.cost)
+
+
+def test_what_the_model_gains_from_is_kept() -> None:
+    found = passed(CHOSEN, {"a": 0.1, "b": -0.1}, together=0.2)
+    assert found.kept == CHOSEN
+    assert not found.dropped
+    assert found.divergence == Divergence(0.8)
+    assert found.said == "kept: the model loses 1 rounded to nearest, 0.8 as chosen"
+
+
+def test_a_group_that_costs_the_model_more_is_dropped() -> None:
+    found = passed(CHOSEN, {"a": 0.1, "b": -0.4}, together=-0.3)
+    assert found.kept == CHOSEN | {"b": ROUNDED}
+    assert found.dropped == {"b": SOLVED}
+    assert found.divergence == Divergence(0.9)
+    assert found.said.startswith("kept in part: ")
+    assert found.said.endswith("0.9 with the 1 of 2 groups that gain alone")
+
+
+@pytest.mark.parametrize("gains", [{"a": -0.1, "b": -0.1}, {"a": 0.1, "b": 0.1}])
+def test_all_is_dropped_where_no_part_helps(gains: dict[str, float]) -> None:
+    found = passed(CHOSEN, gains, together=-0.5)
+    assert found.kept == dict.fromkeys(CHOSEN, ROUNDED)
+    assert found.dropped == {"a": SOLVED, "b": SOLVED}
+    assert found.divergence == Divergence(1.0)
+
+
+def test_plain_rounding_is_not_measured() -> None:
+    chosen = {"plain": ROUNDED}
+    assert passed(chosen, {}, together=0.0) == Gated(chosen)
