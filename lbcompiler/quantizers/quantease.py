@@ -18,7 +18,7 @@ from lbcompiler.quantizers.problem import Problem
 
 SWEEPS = 18
 RELAXED = 3  # of as many sweeps the last is not rounded
-COLUMNS = 64  # whose steps reach all columns behind them in one matrix product
+COLUMNS = 128  # whose steps reach all others in one matrix product
 
 
 def quantease(problem: Problem) -> Quantized:
@@ -35,14 +35,15 @@ def descended(curved: Curvature, grid: Grid) -> Quantized:
     steps = np.ascontiguousarray(grid.steps.T[order])
     with np.errstate(over="ignore"):  # a quotient may be infinite: it saturates
         values = grid.fmt.element.round(target / steps)
-        best, least = values, _objective(hessian, target - values * steps)
         held = values * steps
+        pull = hessian @ (target - held)
+        best, least = values, _objective(pull, target - held)
         for sweep in range(1, SWEEPS + 1):
             is_relaxed = sweep % RELAXED == 0 and sweep < SWEEPS
-            _sweep(hessian, target, held, None if is_relaxed else steps, grid)
+            _sweep(hessian, pull, held, None if is_relaxed else steps, grid)
             if is_relaxed:
                 continue
-            objective = _objective(hessian, target - held)
+            objective = _objective(pull, target - held)
             if objective < least:
                 best, least = grid.fmt.element.round(held / steps), objective
             elif sweep % RELAXED == 1 and objective == least:
@@ -50,23 +51,25 @@ def descended(curved: Curvature, grid: Grid) -> Quantized:
     return grid.encode_columns(best, order)
 
 
-def _sweep(hessian: Floats, target: Floats, held: Floats, steps: Floats | None, grid: Grid) -> None:
-    """Every column of `held` (K, N) in turn to its best value; without `steps` unrounded."""
-    pull = hessian @ (target - held)
+def _sweep(hessian: Floats, pull: Floats, held: Floats, steps: Floats | None, grid: Grid) -> None:
+    """Every column of `held` (K, N) in turn to its best value; without `steps` unrounded. `pull` is
+    H (W - held) before and after.
+    """
     diagonal = np.diagonal(hessian)
-    k = len(target)
+    k, n = held.shape
     for start in range(0, k, COLUMNS):
         stop = min(start + COLUMNS, k)
-        before = held[start:stop].copy()
+        moved = np.empty((stop - start, n), np.float32)
         for j in range(start, stop):
-            wanted = held[j] + pull[j] / diagonal[j]
+            felt = pull[j] + hessian[j, start:j] @ moved[: j - start]
+            wanted = held[j] + felt / diagonal[j]
             if steps is not None:
                 wanted = grid.fmt.element.round(wanted / steps[j]) * steps[j]
-            pull[j:stop] += hessian[j:stop, j, None] * (held[j] - wanted)
+            np.subtract(held[j], wanted, out=moved[j - start])
             held[j] = wanted
-        pull[stop:] += hessian[stop:, start:stop] @ (before - held[start:stop])
+        pull += hessian[:, start:stop] @ moved
 
 
-def _objective(hessian: Floats, error: Floats) -> float:
-    """tr(E^T H E) of E (K, N)."""
-    return float(np.einsum("kn,kn->", error, hessian @ error, dtype=np.float64))
+def _objective(pull: Floats, error: Floats) -> float:
+    """tr(E^T H E) of E (K, N) and H E."""
+    return float(np.einsum("kn,kn->", error, pull, dtype=np.float64))
