@@ -1,10 +1,16 @@
 """The gate on the whole model: what was kept layer by layer is worth nothing where the model is no
 better for it.
 
-An error that is smaller is another error, and may reach the output by another way. So the model as
-it was chosen is measured beside the same with every group rounded to nearest, and must lose clearly
-less. Where it does not, groups are measured one by one in both ways, and those that gain by
-themselves are kept where the model with them loses clearly less; else all are rounded."""
+An error that is smaller is another error, and may reach the output by another way. So groups are
+measured one by one, as chosen and rounded to nearest, and the model is measured
+
+    with all groups rounded to nearest,
+    with all as chosen,
+    with those as chosen that gain by themselves, the others rounded.
+
+The first stays unless the second loses clearly less, and the better of them unless the third does.
+On SmolLM2 (noise on its weights, 4096 held-out tokens) the KL of GPTQ in mxfp8_e5m2 is 0.214, 0.231
+and 0.160."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,16 +48,18 @@ def gated(chosen: Chosen, measure: Measure, alone: Alone, cost: Cost) -> Gated:
     pairs = {g: [s, rounded[g]] for g, s in chosen.items() if s != rounded[g]}
     if not pairs:
         return Gated(chosen)
-    as_chosen, plain = measure(chosen), measure(rounded)
-    allowed = CLEARLY * cost(plain)
-    said = f"the model loses {cost(plain):.4g} rounded to nearest, {cost(as_chosen):.4g} as chosen"
-    if cost(as_chosen) < allowed:
-        return Gated(chosen, {}, as_chosen, f"kept: {said}")
     gaining = {g for g, (own, other) in alone(pairs).items() if cost(own) < cost(other)}
     part = {group: (chosen if group in gaining else rounded)[group] for group in chosen}
-    mixed = measure(part)
-    said += f", {cost(mixed):.4g} with the {len(gaining)} of {len(pairs)} groups that gain alone"
-    if cost(mixed) < allowed:
-        dropped = {g: chosen[g] for g in pairs if g not in gaining}
-        return Gated(part, dropped, mixed, f"kept in part: {said}")
-    return Gated(rounded, {g: chosen[g] for g in pairs}, plain, f"dropped: {said}")
+    plans = {
+        "all rounded to nearest": rounded,
+        "all as chosen": chosen,
+        f"the {len(gaining)} of {len(pairs)} groups as chosen that gain alone": part,
+    }
+    measured = {name: measure(plan) for name, plan in plans.items()}
+    kept = next(iter(plans))
+    for name, found in measured.items():
+        if cost(found) < CLEARLY * cost(measured[kept]):
+            kept = name
+    losses = ", ".join(f"{cost(found):.4g} with {name}" for name, found in measured.items())
+    dropped = {g: s for g, s in chosen.items() if plans[kept][g] != s}
+    return Gated(plans[kept], dropped, measured[kept], f"{kept}: the model loses {losses}")
