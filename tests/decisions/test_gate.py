@@ -33,24 +33,31 @@ def test_what_the_model_gains_from_is_kept() -> None:
     assert found.kept == CHOSEN
     assert not found.dropped
     assert found.divergence == Divergence(0.8)
-    assert found.said == "kept: the model loses 1 rounded to nearest, 0.8 as chosen"
+    assert found.said == (
+        "all as chosen: the model loses 1 with all rounded to nearest, 0.8 with all as chosen, "
+        "0.9 with the 1 of 2 groups as chosen that gain alone"
+    )
 
 
-def test_a_group_that_costs_the_model_more_is_dropped() -> None:
-    found = passed(CHOSEN, {"a": 0.1, "b": -0.4}, together=-0.3)
+@pytest.mark.parametrize("together", [-0.3, 0.3])
+def test_a_group_that_costs_the_model_more_is_dropped(together: float) -> None:
+    found = passed(CHOSEN, {"a": 0.4, "b": -0.4}, together)
     assert found.kept == CHOSEN | {"b": ROUNDED}
     assert found.dropped == {"b": SOLVED}
-    assert found.divergence == Divergence(0.9)
-    assert found.said.startswith("kept in part: ")
-    assert found.said.endswith("0.9 with the 1 of 2 groups that gain alone")
+    assert found.divergence == Divergence(0.6)
+    assert found.said.startswith("the 1 of 2 groups as chosen that gain alone: ")
 
 
 @pytest.mark.parametrize("gains", [{"a": -0.1, "b": -0.1}, {"a": 0.1, "b": 0.1}])
-def test_all_is_dropped_where_no_part_helps(gains: dict[str, float]) -> None:
-    found = passed(CHOSEN, gains, together=-0.5)
+@pytest.mark.parametrize("together", [-0.5, 0.04])
+def test_all_is_dropped_where_no_part_helps_clearly(
+    gains: dict[str, float], together: float
+) -> None:
+    found = passed(CHOSEN, gains, together)
     assert found.kept == dict.fromkeys(CHOSEN, ROUNDED)
     assert found.dropped == {"a": SOLVED, "b": SOLVED}
     assert found.divergence == Divergence(1.0)
+    assert found.said.startswith("all rounded to nearest: ")
 
 
 def test_plain_rounding_is_not_measured() -> None:

@@ -51,7 +51,7 @@ def test_a_rotation_that_helps_is_kept(tmp_path: Path) -> None:
     assert max(kept) > 0
     assert none == {0}
     assert error < plain
-    assert artifact.manifest.gate.startswith("kept: ")
+    assert artifact.manifest.gate.startswith("all as chosen: ")
 
 
 def test_a_rotation_that_hurts_is_dropped(tmp_path: Path) -> None:
@@ -68,6 +68,6 @@ def test_what_every_layer_gains_from_is_dropped_where_the_model_does_not(tmp_pat
     none, plain, _ = rotated("loud", tmp_path / "off", **said)
     assert kept == none == {0}
     assert error == plain
-    assert artifact.manifest.gate.startswith("dropped: ")
+    assert artifact.manifest.gate.startswith("all rounded to nearest: ")
     reasons = [layer.reason for layer in artifact.manifest.layers]
     assert any("but the model gains nothing by it" in reason for reason in reasons)
