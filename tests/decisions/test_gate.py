@@ -29,7 +29,7 @@ def passed(chosen: Mapping[str, Solution], gains: Mapping[str, float], together:
 
 
 def test_what_the_model_gains_from_is_kept() -> None:
-    found = passed(CHOSEN, {"a": 0.1, "b": -0.1}, together=0.2)
+    found = passed(CHOSEN, {"a": 0.1, "b": -0.1}, together=0.2)  # of 1, so that parts are measured
     assert found.kept == CHOSEN
     assert not found.dropped
     assert found.divergence == Divergence(0.8)
@@ -39,7 +39,7 @@ def test_what_the_model_gains_from_is_kept() -> None:
     )
 
 
-@pytest.mark.parametrize("together", [-0.3, 0.3])
+@pytest.mark.parametrize("together", [-0.3, 0.2])
 def test_a_group_that_costs_the_model_more_is_dropped(together: float) -> None:
     found = passed(CHOSEN, {"a": 0.4, "b": -0.4}, together)
     assert found.kept == CHOSEN | {"b": ROUNDED}
@@ -58,6 +58,14 @@ def test_all_is_dropped_where_no_part_helps_clearly(
     assert found.dropped == {"a": SOLVED, "b": SOLVED}
     assert found.divergence == Divergence(1.0)
     assert found.said.startswith("all rounded to nearest: ")
+
+
+def test_parts_are_not_measured_where_all_gain_by_far() -> None:
+    found = passed(CHOSEN, {}, together=0.4)
+    assert found.kept == CHOSEN
+    assert found.said == (
+        "all as chosen: the model loses 1 with all rounded to nearest, 0.6 with all as chosen"
+    )
 
 
 def test_plain_rounding_is_not_measured() -> None:
