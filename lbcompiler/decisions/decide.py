@@ -35,7 +35,7 @@ from lbcompiler.decisions.costing import Costing
 from lbcompiler.decisions.cut import OFF
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.fold import Folder
-from lbcompiler.decisions.gate import Gated, gated
+from lbcompiler.decisions.gate import CLEARLY, Gated, gated
 from lbcompiler.decisions.latency import KernelSeconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
@@ -62,6 +62,7 @@ from lbcompiler.passes.split_outliers import can_reorder
 from lbcompiler.pipeline import Progress, run
 
 JUDGED = 4  # batches that plans are measured on
+HELD_TO = ("max_kl", "min_qsnr")  # budgets of what the model may lose
 SENSED = 1  # of them, for the many measurements of one group alone
 
 
@@ -301,7 +302,8 @@ class _Decider:
             return by_measuring(pairs, measurement, self.state, name, self.progress)
 
         chosen = {g: o.solution for g, o in picked.items() if o.solution is not None}
-        gate = gated(chosen, self._measure, alone, lambda d: cost_of(d, self.budget))
+        clearly = 1.0 if self.budget in HELD_TO else CLEARLY
+        gate = gated(chosen, self._measure, alone, lambda d: cost_of(d, self.budget), clearly)
         put_back = {
             g: replace(picked[g], solution=gate.kept[g], bits=self.costing.bits(g, gate.kept[g]))
             for g in gate.dropped

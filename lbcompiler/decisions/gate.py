@@ -45,9 +45,12 @@ class Gated:
     said: str = ""
 
 
-def gated(chosen: Chosen, measure: Measure, alone: Alone, cost: Cost) -> Gated:
+def gated(
+    chosen: Chosen, measure: Measure, alone: Alone, cost: Cost, clearly: float = CLEARLY
+) -> Gated:
     """`chosen`, or the part of it that the model is better for; its bits are no more, nor is its
-    time. `alone` measures the model with one group quantized, in each way.
+    time. `alone` measures the model with one group quantized, in each way; with `clearly` 1 nothing
+    that loses more than `chosen` is kept.
     """
     rounded = {group: solution.plain or solution for group, solution in chosen.items()}
     pairs = {g: [s, rounded[g]] for g, s in chosen.items() if s != rounded[g]}
@@ -63,7 +66,7 @@ def gated(chosen: Chosen, measure: Measure, alone: Alone, cost: Cost) -> Gated:
         measured[name] = measure(plans[name])
     kept = next(iter(plans))
     for name, found in measured.items():
-        if cost(found) < CLEARLY * cost(measured[kept]):
+        if cost(found) < clearly * cost(measured[kept]):
             kept = name
     losses = ", ".join(f"{cost(found):.4g} with {name}" for name, found in measured.items())
     dropped = {g: s for g, s in chosen.items() if plans[kept][g] != s}

@@ -13,7 +13,9 @@ SOLVED = Solution(Choice("mxint8", "mxint8", "mse", "rceil", "gptq"), 0.1, ROUND
 CHOSEN = {"a": SOLVED, "b": SOLVED, "plain": ROUNDED}
 
 
-def passed(chosen: Mapping[str, Solution], gains: Mapping[str, float], together: float) -> Gated:
+def passed(
+    chosen: Mapping[str, Solution], gains: Mapping[str, float], together: float, **said: float
+) -> Gated:
     """Each group's own solution changes the loss of 1 by its gain, two of them by `together`."""
 
     def measure(plan: Mapping[str, Solution]) -> Divergence:
@@ -25,7 +27,7 @@ def passed(chosen: Mapping[str, Solution], gains: Mapping[str, float], together:
         assert all(pair == [SOLVED, ROUNDED] for pair in pairs.values())
         return {group: [Divergence(1.0 - gains[group]), Divergence(1.0)] for group in pairs}
 
-    return gated(chosen, measure, alone, lambda divergence: divergence.cost)
+    return gated(chosen, measure, alone, lambda divergence: divergence.cost, **said)
 
 
 def test_what_the_model_gains_from_is_kept() -> None:
@@ -58,6 +60,12 @@ def test_all_is_dropped_where_no_part_helps_clearly(
     assert found.dropped == {"a": SOLVED, "b": SOLVED}
     assert found.divergence == Divergence(1.0)
     assert found.said.startswith("all rounded to nearest: ")
+
+
+def test_nothing_worse_than_what_was_chosen_is_kept_where_a_budget_holds_the_model() -> None:
+    found = passed(CHOSEN, {"a": -0.1, "b": -0.1}, together=0.04, clearly=1.0)
+    assert found.kept == CHOSEN
+    assert found.divergence == Divergence(0.96)
 
 
 def test_parts_are_not_measured_where_all_gain_by_far() -> None:
