@@ -49,7 +49,8 @@ class CandidateStore:
 
     def save(self, group: str, names: Names, solutions: Sequence[Solution]) -> list[Solution]:
         """Keep them; the same without their weights. One that is the same as another has a record
-        of its own and the other's weights.
+        of its own and the other's weights; of a solution and its plain one by the same choice the
+        solution's are kept.
         """
         plain = [s.plain for s in solutions if s.plain is not None]
         for solution in {s.choice: s for s in (*plain, *solutions)}.values():

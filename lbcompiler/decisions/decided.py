@@ -100,9 +100,17 @@ def reason_of(option: Option, rank: int, count: int, config: CompileConfig) -> s
 
 
 def dropped_reason(solution: Solution) -> str:
-    """Of a group that was put back to rounding: what its own solution was."""
-    choice = solution.choice
+    """Of a group that was put back to rounding: what its own solution was, as far as it differs."""
+    choice, plain = solution.choice, (solution.plain or solution).choice
+    said = {
+        "quantizer": f"by {choice.quantizer}",
+        "rule": f"with scales by {choice.rule}",
+        "hadamard": f"rotated by {choice.hadamard}",
+        "act_rule": f"with activations' scales by {choice.act_rule}",
+        "outliers": f"with {solution.taken} channels split off",
+    }
+    differing = [how for name, how in said.items() if getattr(choice, name) != getattr(plain, name)]
     return (
-        f"output error {solution.plain_error:.2e} rounded to nearest; {solution.error:.2e} by "
-        f"{choice.quantizer} and a rotation of {choice.hadamard}, but the model gains nothing by it"
+        f"output error {solution.plain_error:.2e} rounded to nearest; {solution.error:.2e} "
+        f"{', '.join(differing)}, but the model gains nothing by it"
     )

@@ -69,7 +69,7 @@ class Folder:
     def _solved(
         self, producer: Producer, rotation: Rotation, choice: Choice, store: CandidateStore
     ) -> Solution:
-        """The producer with its rows rotated; `plain` is without that."""
+        """The producer with its rows rotated, whose weights are kept; `plain` is without that."""
         layer, names = producer.layer, [choice.name]
         known = store.load(layer, names)
         if known is None:

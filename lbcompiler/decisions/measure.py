@@ -37,12 +37,16 @@ class Divergence:
 
     @property
     def cost(self) -> float:
-        """What is minimized: the KL where there is one."""
-        return max(FLOOR, self.noise if self.kl is None else self.kl)
+        """What is minimized: the KL where there is one; infinite where that is no number."""
+        return _limited(self.noise if self.kl is None else self.kl)
 
     @property
     def qsnr_db(self) -> float:
-        return -10.0 * math.log10(max(self.noise, FLOOR))
+        return -10.0 * math.log10(_limited(self.noise))
+
+
+def _limited(loss: float) -> float:
+    return math.inf if math.isnan(loss) else max(FLOOR, loss)
 
 
 @dataclass
@@ -231,7 +235,12 @@ def _kl(logits: Array, reference: _Logits) -> float:
 
 
 def _squares(reference: Array, y: Array) -> tuple[float, float]:
-    """(sum reference^2, sum (reference - y)^2)."""
+    """(sum reference^2, sum (reference - y)^2), where the reference is finite: a masked logit is
+    minus infinity.
+    """
     r, flat = reference.reshape(-1), y.reshape(-1)
+    finite = np.isfinite(r)
+    if not finite.all():
+        r, flat = r[finite], flat[finite]
     error = r - flat
     return float(np.dot(r, r)), float(np.dot(error, error))

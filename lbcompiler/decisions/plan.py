@@ -23,7 +23,7 @@ TRIES = 16  # of the greedy check
 NEAR = 1.5  # times the chosen option's cost: what the check tries
 # Times what one format everywhere costs: what a mixture must cost at most. On four windows of
 # tiny_lm the best of twenty mixtures cost 0.94 times as much, and 1.02 times on 32 others.
-CLEARLY = 0.9
+MIXED = 0.9
 ROUNDS = 8  # of plans whose measured value says what the next one may cost
 POINTS = 9  # of the front
 
@@ -137,7 +137,7 @@ class Planner:
         allowed = [plan for plan in self.table.uniform if fits(total(loads, plan), limit)]
         best = self._refined(min([picked, *allowed], key=self.cost), limit)
         uniform = min(allowed, key=self.cost, default=best)
-        return self.measured(best if self.cost(best) < CLEARLY * self.cost(uniform) else uniform)
+        return self.measured(best if self.cost(best) < MIXED * self.cost(uniform) else uniform)
 
     def _refined(self, picked: list[int], limit: float) -> list[int]:
         """The greedy check: near ties of the costliest groups, in the whole model."""

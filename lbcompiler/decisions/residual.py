@@ -13,7 +13,8 @@ import numpy as np
 
 from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.simulator import Simulator
-from lbcompiler.decisions.candidates import GATE, GroupProblem
+from lbcompiler.decisions.candidates import GroupProblem
+from lbcompiler.decisions.gate import CLEARLY
 from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.constants import constant_of
@@ -80,7 +81,7 @@ class ResidualSearch:
         rotation = Rotation(size, self.rounded.options.seed)
         plain, turned = self._cost(None, layers), self._cost(rotation, layers)
         return Residual(
-            rotation if turned < GATE * plain else None,
+            rotation if turned < CLEARLY * plain else None,
             f"the model loses {plain:.3g} as it is and {turned:.3g} with its residual stream "
             f"rotated in blocks of {size}",
         )

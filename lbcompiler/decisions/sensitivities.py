@@ -41,7 +41,7 @@ def by_measuring(
     wanted = {group: row for group, row in missing.items() if row}
     done = len(solutions) - len(wanted)
     progress("sensitivity", done, len(solutions))
-    for group, found in measurement.alone(wanted):
+    for group, found in measurement.alone(wanted) if wanted else ():
         record = {s.choice.name: [d.noise, d.kl] for s, d in zip(wanted[group], found, strict=True)}
         known[group] = known.get(group, {}) | record
         state.save_record(name, known)

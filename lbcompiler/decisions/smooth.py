@@ -9,7 +9,8 @@ from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.config import WEIGHT_ONLY
-from lbcompiler.decisions.candidates import GATE, GroupProblem
+from lbcompiler.decisions.candidates import GroupProblem
+from lbcompiler.decisions.gate import CLEARLY
 from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.formats import format_named
 from lbcompiler.ir.model import Array
@@ -42,15 +43,18 @@ def smoothed(
     if kept is None or record is None:
         kept, methods = _searched(simulator, statistics, rounded, progress)
         found = _by_layer(kept, methods, rounded.parts)
-        record = {"methods": methods, "said": "no layer gains from it"}
+        record = {"methods": methods, "said": "not smoothed: no layer gains from it"}
         if methods:
             plain, smooth = (
                 _cost(simulator, statistics, rounded, by_layer, name, progress)
                 for by_layer in ({}, found)
             )
-            record["said"] = f"the model loses {plain:.3g} as it is and {smooth:.3g} smoothed"
-            if smooth >= GATE * plain:
-                record["methods"] = {}
+            helps = smooth < CLEARLY * plain
+            record = {
+                "methods": methods if helps else {},
+                "said": f"{'smoothed' if helps else 'not smoothed'}: the model loses {plain:.3g} "
+                f"as it is and {smooth:.3g} smoothed",
+            }
         state.save(name, kept)
         state.save_record(name, record)
     state.remove_folder(name)  # also what a kill before this line left

@@ -62,9 +62,9 @@ def test_the_artifact_computes_its_decisions(
     case: str, act_format: str | None, short_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "residual" in DECIDED.get(case, ()):  # no gain here, nor are the others
-        monkeypatch.setattr("lbcompiler.decisions.residual.GATE", ANYTHING)
+        monkeypatch.setattr("lbcompiler.decisions.residual.CLEARLY", ANYTHING)
     if "smoothings" in DECIDED.get(case, ()):
-        monkeypatch.setattr("lbcompiler.decisions.smooth.GATE", ANYTHING)
+        monkeypatch.setattr("lbcompiler.decisions.smooth.CLEARLY", ANYTHING)
     if "splits" in DECIDED.get(case, ()):
         monkeypatch.setattr("lbcompiler.decisions.candidates.GATE", ANYTHING)
     ids = np.load("models/tiny_lm_sample.npz")["input_ids"][:2, :48].astype(np.int64)

@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.decisions.candidates import Choice, Solution
-from lbcompiler.decisions.measure import Measurement
+from lbcompiler.decisions.measure import Divergence, Measurement, _squares
 from lbcompiler.formats import FORMATS, Quantized
 from lbcompiler.frontend import import_model
 from lbcompiler.metrics import Similarity, TokenAgreement
@@ -39,3 +41,15 @@ def test_kl_and_noise_are_those_of_verify(fmt: str) -> None:
     ((name, alone),) = measurement.alone({group.name: [solution]})
     assert name == group.name
     assert alone == [found]
+
+
+def test_a_loss_that_is_no_number_is_the_worst_there_is() -> None:
+    for lost in (Divergence(math.nan), Divergence(0.1, math.nan)):
+        assert lost.cost == math.inf
+    assert Divergence(math.nan).qsnr_db == -math.inf
+
+
+def test_what_the_reference_masks_is_no_noise() -> None:
+    reference = np.array([[1.0, -math.inf, 2.0]], np.float32)
+    assert _squares(reference, np.array([[1.0, -math.inf, 1.0]], np.float32)) == (5.0, 1.0)
+    assert math.isnan(_squares(reference, np.array([[math.nan, 0.0, 2.0]], np.float32))[1])
