@@ -4,6 +4,8 @@ from lbcompiler.decisions.measure import Divergence
 from lbcompiler.decisions.plan import Plan, Planner
 from lbcompiler.errors import ConfigError
 
+HELD_TO = ("max_kl", "min_qsnr")  # what the model may lose, and not what it may take
+
 
 def within_budget(planner: Planner, what: str, limit: float) -> Plan:
     """The plan under the budget `what`. Raises ConfigError where none keeps within it."""

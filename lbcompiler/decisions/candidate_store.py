@@ -45,7 +45,7 @@ class CandidateStore:
         records = [self.state.load_record(self._name(group, name)) for name in names]
         if any(record is None for record in records):
             return None
-        return [_solution(record) for record in records if record is not None]
+        return [_solution(record) for record in records]
 
     def save(self, group: str, names: Names, solutions: Sequence[Solution]) -> list[Solution]:
         """Keep them; the same without their weights. One that is the same as another has a record

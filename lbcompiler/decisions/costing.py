@@ -1,6 +1,5 @@
 """What every option of a group is worth: what the model loses to it, and what a budget counts."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,11 +25,6 @@ class Costing:
     budget: str
     seconds: KernelSeconds | None = None
 
-    @property
-    def elements(self) -> dict[str, int]:
-        """Of each group's weights."""
-        return {g: sum(self.weight(name).size for name in part) for g, part in self.parts.items()}
-
     def table(
         self,
         solutions: Solutions,
@@ -48,7 +42,7 @@ class Costing:
             options[group] = [
                 Option(s, cost, self._load(group, s), self.bits(group, s)) for s, cost in offered
             ]
-        return Table(options, self.elements)
+        return Table(options, {group: self._elements(group) for group in self.parts})
 
     def bits(self, group: str, solution: Solution | None) -> float:
         """Of an element of the group's weights, with those that a second product holds again."""
@@ -58,8 +52,11 @@ class Costing:
         return bits_of(solution.choice.weight_format) + bits_of(WIDE) * solution.taken / k
 
     def _load(self, group: str, solution: Solution | None) -> float:
-        shapes = [self.weight(layer).shape for layer in self.parts[group]]
         if self.budget == "max_latency":
             assert self.seconds is not None  # `compile` sees to it
-            return self.seconds(solution, shapes)
-        return self.bits(group, solution) * sum(map(math.prod, shapes))
+            return self.seconds(solution, [self.weight(n).shape for n in self.parts[group]])
+        return self.bits(group, solution) * self._elements(group)
+
+    def _elements(self, group: str) -> int:
+        """Of the group's weights."""
+        return sum(self.weight(name).size for name in self.parts[group])

@@ -28,7 +28,7 @@ from lbcompiler.calibration.state import State
 from lbcompiler.calibration.tables import indexed_rows
 from lbcompiler.config import FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
 from lbcompiler.data import Feeds
-from lbcompiler.decisions.budgets import cost_of, within_budget
+from lbcompiler.decisions.budgets import HELD_TO, cost_of, within_budget
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Solution
 from lbcompiler.decisions.costing import Costing
@@ -62,7 +62,6 @@ from lbcompiler.passes.split_outliers import can_reorder
 from lbcompiler.pipeline import Progress, run
 
 JUDGED = 4  # batches that plans are measured on
-HELD_TO = ("max_kl", "min_qsnr")  # budgets of what the model may lose
 SENSED = 1  # of them, for the many measurements of one group alone
 
 
@@ -202,10 +201,16 @@ class _Decider:
         return collect(self.simulator, self.learn, self.state, name, weighs, self.progress)
 
     @cached_property
+    def _judged(self) -> list[Feeds]:
+        """The batches that plans are measured on."""
+        return list(islice(self.judge, JUDGED))
+
+    @cached_property
     def _rounded(self) -> RoundedModel:
         """What changes of the whole model are judged by."""
-        batches = list(islice(self.judge, JUDGED))
-        return RoundedModel(self.parts, self.pairs[0], self.options, batches, self.work, self.state)
+        return RoundedModel(
+            self.parts, self.pairs[0], self.options, self._judged, self.work, self.state
+        )
 
     def _residual(self, statistics: Statistics) -> Statistics:
         """The residual stream rotated where it helps, and what its linears read then."""
@@ -258,7 +263,7 @@ class _Decider:
         """Of the model as its layers are decided: turned and smoothed."""
         return Measurement(
             self.simulator,
-            list(islice(self.judge, JUDGED)),
+            self._judged,
             self.parts,
             self.store.weights,
             self.config.hadamard_seed,
@@ -271,7 +276,7 @@ class _Decider:
 
     def _planned(self, known: Measured) -> tuple[Decided, Measured]:
         solutions, budget = known.solutions, self.config.budget
-        sensitivities = self._sensitivities(solutions, self._measurement.first(SENSED))
+        sensitivities = self._sensitivities(solutions)
         offers_float = FLOAT_CANDIDATE in self.config.candidates
         table = self.costing.table(solutions, sensitivities, offers_float=offers_float)
         planner = Planner(table, self._measure)
@@ -295,29 +300,28 @@ class _Decider:
 
     def _gated(self, picked: Mapping[str, Option]) -> tuple[dict[str, Option], Gated]:
         """What the whole model is better for; groups that stay in float are not asked about."""
-
-        def alone(pairs: Mapping[str, Sequence[Solution]]) -> Sensitivities:
-            name = f"{self.store.folder}/sensitivity"
-            measurement = self._measurement.first(SENSED)
-            return by_measuring(pairs, measurement, self.state, name, self.progress)
-
         chosen = {g: o.solution for g, o in picked.items() if o.solution is not None}
         clearly = 1.0 if self.budget in HELD_TO else CLEARLY
-        gate = gated(chosen, self._measure, alone, lambda d: cost_of(d, self.budget), clearly)
+        gate = gated(chosen, self._measure, self._alone, lambda d: cost_of(d, self.budget), clearly)
         put_back = {
             g: replace(picked[g], solution=gate.kept[g], bits=self.costing.bits(g, gate.kept[g]))
             for g in gate.dropped
         }
         return {**picked, **put_back}, gate
 
-    def _sensitivities(self, solutions: Solutions, measurement: Measurement) -> Sensitivities:
+    def _alone(self, solutions: Mapping[str, Sequence[Solution]]) -> Sensitivities:
+        """The model with one group quantized, in each of its solutions."""
+        name = f"{self.store.folder}/sensitivity"
+        measurement = self._measurement.first(SENSED)
+        return by_measuring(solutions, measurement, self.state, name, self.progress)
+
+    def _sensitivities(self, solutions: Solutions) -> Sensitivities:
         if self.config.sensitivity == "output":
             return by_output(solutions)
         if self.config.sensitivity == "model":
-            name = f"{self.store.folder}/sensitivity"
-            return by_measuring(solutions, measurement, self.state, name, self.progress)
+            return self._alone(solutions)
         assert self.gradients is not None  # `compile` sees to it
-        gradients = partial(self.gradients, list(islice(self.judge, JUDGED)))
+        gradients = partial(self.gradients, self._judged)
         name = f"fisher-{_digest(self.data_key)}"
         return by_gradients(solutions, self.parts, gradients, self.state, name, self.progress)
 

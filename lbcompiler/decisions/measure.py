@@ -239,8 +239,10 @@ def _squares(reference: Array, y: Array) -> tuple[float, float]:
     minus infinity.
     """
     r, flat = reference.reshape(-1), y.reshape(-1)
-    finite = np.isfinite(r)
-    if not finite.all():
+    signal = float(np.dot(r, r))
+    if not math.isfinite(signal):
+        finite = np.isfinite(r)
         r, flat = r[finite], flat[finite]
+        signal = float(np.dot(r, r))
     error = r - flat
-    return float(np.dot(r, r)), float(np.dot(error, error))
+    return signal, float(np.dot(error, error))

@@ -13,7 +13,6 @@ import numpy as np
 
 from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.simulator import Simulator
-from lbcompiler.decisions.candidates import GroupProblem
 from lbcompiler.decisions.gate import CLEARLY
 from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.errors import ConfigError
@@ -93,20 +92,18 @@ class ResidualSearch:
         model, simulator, step = self.simulator.model, self.simulator, int(rotation is not None)
         if rotation is not None:
             simulator = Simulator(run((RotateResidual(rotation),), model))
-        parts = self.rounded.parts
 
-        def problem(group: str) -> GroupProblem:
-            part, x = parts[group], self.statistics[group].sample
-            gain = gains.get(part[0])
-            if rotation is not None and gain is not None:
-                x = _as_read(x, constant_of(gain, model.weights), rotation)
-            return GroupProblem(tuple(map(simulator.weight, part)), None, x)
+        def sample(group: str) -> Array:
+            x, gain = self.statistics[group].sample, gains.get(self.rounded.parts[group][0])
+            if rotation is None or gain is None:
+                return x
+            return _as_read(x, constant_of(gain, model.weights), rotation)
 
         def progress(_stage: str, done: int, total: int) -> None:
             self.progress("residual", step * total + done, 2 * total)
 
         folder = f"{self.name}/{'plain' if rotation is None else rotation.name}"
-        return self.rounded.cost(simulator, problem, folder, progress)
+        return self.rounded.cost(simulator, sample, folder, progress)
 
 
 def _as_read(x: Array, gain: Array | None, rotation: Rotation) -> Array:

@@ -12,6 +12,7 @@ from lbcompiler.decisions.candidates import GroupProblem, Options
 from lbcompiler.decisions.cut import OFF
 from lbcompiler.decisions.measure import Measurement
 from lbcompiler.decisions.work import Work
+from lbcompiler.ir.model import Array
 from lbcompiler.pipeline import Progress
 
 
@@ -31,14 +32,19 @@ class RoundedModel:
     def cost(
         self,
         simulator: Simulator,
-        problem: Callable[[str], GroupProblem],
+        sample: Callable[[str], Array],
         folder: str,
         progress: Progress,
     ) -> float:
-        """Of `simulator`'s model; problem: of a group of it, without a Hessian."""
+        """Of `simulator`'s model; sample: rows (R, K) that a group of it reads."""
         known = self.state.load_record(f"{folder}/cost")
         if known is not None:
             return float(known)
+
+        def problem(group: str) -> GroupProblem:
+            weights = tuple(map(simulator.weight, self.parts[group]))
+            return GroupProblem(weights, None, sample(group))
+
         options = replace(self.options, quantizer="rtn", rules=(), outliers=OFF)
         store, groups = CandidateStore(self.state, folder), list(self.parts)
         jobs, backend = self.work.jobs, self.work.backend

@@ -9,7 +9,6 @@ from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.config import WEIGHT_ONLY
-from lbcompiler.decisions.candidates import GroupProblem
 from lbcompiler.decisions.gate import CLEARLY
 from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.formats import format_named
@@ -42,19 +41,17 @@ def smoothed(
     kept, record = state.load(name), state.load_record(name)
     if kept is None or record is None:
         kept, methods = _searched(simulator, statistics, rounded, progress)
-        found = _by_layer(kept, methods, rounded.parts)
-        record = {"methods": methods, "said": "not smoothed: no layer gains from it"}
-        if methods:
+        said = "not smoothed: no layer gains from it"
+        if found := _by_layer(kept, methods, rounded.parts):
             plain, smooth = (
                 _cost(simulator, statistics, rounded, by_layer, name, progress)
                 for by_layer in ({}, found)
             )
             helps = smooth < CLEARLY * plain
-            record = {
-                "methods": methods if helps else {},
-                "said": f"{'smoothed' if helps else 'not smoothed'}: the model loses {plain:.3g} "
-                f"as it is and {smooth:.3g} smoothed",
-            }
+            methods = methods if helps else {}
+            said = f"{'smoothed' if helps else 'not smoothed'}: the model loses {plain:.3g} "
+            said += f"as it is and {smooth:.3g} smoothed"
+        record = {"methods": methods, "said": said}
         state.save(name, kept)
         state.save_record(name, record)
     state.remove_folder(name)  # also what a kill before this line left
@@ -84,17 +81,14 @@ def _cost(
     if by_layer:
         held = Simulator(run((Smooth(by_layer),), simulator.model))
 
-    def problem(group: str) -> GroupProblem:
-        part, x = rounded.parts[group], statistics[group].sample
-        smoothing = by_layer.get(part[0])
-        if smoothing is not None:
-            x = smoothing.activation(x)
-        return GroupProblem(tuple(map(held.weight, part)), None, x)
+    def sample(group: str) -> Array:
+        x, smoothing = statistics[group].sample, by_layer.get(rounded.parts[group][0])
+        return x if smoothing is None else smoothing.activation(x)
 
     def told(_stage: str, done: int, total: int) -> None:
         progress("smooth", done, total)
 
-    return rounded.cost(held, problem, f"{name}/{'smooth' if by_layer else 'plain'}", told)
+    return rounded.cost(held, sample, f"{name}/{'smooth' if by_layer else 'plain'}", told)
 
 
 def _searched(
