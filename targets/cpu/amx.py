@@ -18,7 +18,8 @@ from tvm.tirx.script import builder as T
 from lbcompiler.targets.cpu.intrinsics import Expr, let
 from lbcompiler.targets.cpu.isa import ARCH_PRCTL, REQUEST, TILE_DATA
 
-ROWS = 16
+TILES = 8
+ROWS = 16  # of a tile
 ROW_BYTES = 64
 _PALETTE = 1
 _REFUSED = (

@@ -45,16 +45,27 @@ from lbcompiler.targets.cpu.gemm import (
 from lbcompiler.targets.cpu.gemm_tiles import TileGemm, height_of
 from lbcompiler.targets.cpu.integer_products import Activations, Products, multiplier
 from lbcompiler.targets.cpu.integer_weights import DirectWeights, HeldWeights, Panel
-from lbcompiler.targets.cpu.intrinsics import Expr, dot_takes_unsigned, kernel, let, root_block
+from lbcompiler.targets.cpu.intrinsics import (
+    Expr,
+    Registers,
+    at,
+    bound,
+    dot_takes_unsigned,
+    kernel,
+    let,
+    root_block,
+)
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
-from lbcompiler.targets.cpu.layout import row_stride, tiles
+from lbcompiler.targets.cpu.layout import COLUMNS, row_stride, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 from lbcompiler.targets.cpu.tile_activations import TileRows
+from lbcompiler.targets.cpu.tile_weights import TilePanel
+from lbcompiler.targets.cpu.tile_weights import unusual as weights_unusual
 
-TILE_COLUMNS = (6, 7, 8, 9, 10)  # that make a column group with AMX
-TILE_CHUNKS = (128, 256, 384)
-TILE_CODES = 1 << 19  # of activations that are a chunk at most: 1 MiB of bfloat16
+TILE_COLUMNS = (6, 8, 12, 16)  # that make a column group with AMX
+TILE_DEPTH = 384  # k's at most that are one panel there: its sums never leave their tiles
 TASKS = 8  # with AMX, where rows allow: more would decode weights again
+SIGNIFICANDS = {"e8m0": 1, "e4m3": 15}  # the largest of a scale, as an integer
 HELD = 32  # k's whose weights are held in registers for few rows
 CHOICES = {
     **dict.fromkeys(
@@ -67,8 +78,8 @@ CHOICES = {
     ),
     AVX512_AMX: Choices(
         (16, 32),
-        (3, 4, 6, 7, 8, 9, 10, 12, 16),
-        Config(rows=32, columns=8, depth=256, chunk=128, few_columns=2, small_columns=1),
+        (4, 6, 8, 10, 12, 16),
+        Config(rows=32, columns=8, depth=256, chunk=256, few_columns=2, small_columns=1),
     ),
     AVX2: Choices(
         (2, 4, 6),
@@ -117,20 +128,20 @@ class IntegerGemm:
         return dot_takes_unsigned(self.isa, decode.unsigned_limit(self.weight.element), limit)
 
     def config(self, n: int, k: int) -> Config:
-        """The default for a shape; for AMX column groups that overlap little, and as many rows as
-        L2 has room for.
+        """The default for a shape; for AMX column groups that overlap little, and one panel where
+        K is short.
         """
         default = CHOICES[self.isa].default
         if not self.isa.has_tiles:
             return default
         count = tiles(n)
         widths = sorted(TILE_COLUMNS, key=lambda c: (-(-count // c) * c, abs(c - default.columns)))
-        fitting = [chunk for chunk in TILE_CHUNKS if chunk * k <= TILE_CODES]
-        return replace(default, columns=widths[0], chunk=max(fitting, default=default.chunk))
+        depth = TILE_DEPTH if k <= TILE_DEPTH else default.depth
+        return replace(default, columns=widths[0], depth=depth)
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
-        return space(CHOICES[self.isa], m, k)
+        return space(replace(CHOICES[self.isa], default=self.config(n, k)), m, k)
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -191,6 +202,14 @@ class IntegerGemm:
             emit_gemm(self.isa, m, Output(y, n, row_scales, w_tensor_scale, b, epilogue), ways)
 
 
+def exact_bits(weight: BlockFormat, act: BlockFormat) -> int:
+    """Bits of the significand that hold any sum over a block; 24 are exact in float32."""
+    largest = gcd(weight.block, act.block)
+    for fmt in (weight, act):
+        largest *= int(fmt.element.max * multiplier(fmt.element)) * SIGNIFICANDS[fmt.scale]
+    return largest.bit_length()
+
+
 def _tile_ways(
     m: Expr,
     activations: Activations,
@@ -202,20 +221,48 @@ def _tile_ways(
     """For SMALL_M rows and more, by AMX; register tiles of 32 rows and, for fewer, of 16."""
 
     def way(height: int) -> Way:
-        gemm = TileGemm(activations, weights, blocks, max(2, depth // 2 * 2), height)
+        gemm = TileGemm(weights.block, blocks, depth, height)
         packed: list[TileRows] = []
 
         def before() -> None:
             amx.request()
-            packed.append(TileRows.pack(activations, m, blocks, height))
+            packed.append(TileRows.pack(activations, m, gemm))
+
+        def plain(task: Task) -> None:
+            gemm.emit(packed[0], TilePanel.hold(weights, task, depth, gemm.span), task)
 
         def body(task: Task, _each_tile: EachTile) -> None:
-            gemm.emit(packed[0], task)
+            unusual = tirx.const(0, "int32")
+            if activations.flags is not None:
+                unusual = unusual | activations.unusual(task)
+            if weights.fmt.scale == "e8m0":
+                unusual = unusual | weights_unusual(weights, task, blocks)
+            if isinstance(unusual, tirx.IntImm):
+                plain(task)
+                return
+            with T.If(unusual == 0):
+                with T.Then():
+                    plain(task)
+                with T.Else():
+                    _emit_apart(task, activations, weights, blocks)
 
         tile = Tile(height, config.columns)
         return Way(height, tile, config.chunk, body, before, TASKS)
 
     return [way(height) for height in range(height_of(config.rows), 0, -SMALL_M)]
+
+
+def _emit_apart(task: Task, activations: Activations, weights: DirectWeights, blocks: int) -> None:
+    """For scales that are not plain: value after value of a row, by dot products."""
+    products = Products(activations, weights, is_plain=False)
+    tile = task.tile
+    with T.serial(task.count) as i, T.serial(tile.rows) as r, T.serial(tile.columns) as j:
+        lanes = at(tile.lane(r, j), COLUMNS)
+        sums = Registers(1, "float32", COLUMNS)
+        sums[0] = task.held[i, lanes]
+        row = bound(task.row(i) + r)
+        products.add(Place(Tile(1, 1), sums, i, row, bound(task.column + j)), 0, blocks)
+        T.buffer_store(task.held, sums[0], [i, lanes])
 
 
 def _emit_held(

@@ -1,7 +1,8 @@
 """Activations as AMX reads them: value * scale in bfloat16, tile after tile.
 
 What `quantize` made for dot products, int8 and a float32 scale for each block, is brought into this
-form at the start of a GEMM of many rows, once for all columns.
+form at the start of a GEMM of many rows, once for all columns. What a chunk of rows needs of a
+panel lies side by side: row tiles apart by all of K, a power of two, would share sets of the cache.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import amx
+from lbcompiler.targets.cpu.gemm_tiles import TileGemm
 from lbcompiler.targets.cpu.integer_products import Activations
 from lbcompiler.targets.cpu.intrinsics import Expr, at, bound, cast, let, splat
 
@@ -21,49 +23,42 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of eight k's within a row: as tile_weights.p
 
 @dataclass(frozen=True)
 class TileRows:
-    """codes int16 (row tiles, blocks, rows / 16, 16 * block): the bits of bfloat16.
-
-    `blocks` is even, the last of them zeros where K has one less.
-    """
+    """codes int16 (panels, row tiles, depth, rows / 16, 16 * block): the bits of bfloat16."""
 
     activations: Activations
-    blocks: int
-    height: int
     codes: Any
 
     @classmethod
-    def pack(cls, activations: Activations, m: Expr, blocks: int, height: int) -> "TileRows":
-        """Emits the conversion of m rows, which are `height` or more, `height` rows a tile."""
-        count, even = tirx.ceildiv(m, height), blocks + blocks % 2
-        shape = (count, even, height // amx.ROWS, amx.ROWS * activations.block)
-        rows = cls(activations, blocks, height, T.alloc_buffer(shape, "int16"))
-        with T.parallel(count * height) as number:
-            IRBuilder.name("row", number)
-            tile, r = let(number // height), let(number % height)
-            row = let(tirx.min(tile * height, m - height) + r)
-            rows._pack_row(tile, r, row)
+    def pack(cls, activations: Activations, m: Expr, gemm: TileGemm) -> "TileRows":
+        """Emits the conversion of m rows, as many as a register tile has or more."""
+        count, parts = tirx.ceildiv(m, gemm.height), gemm.parts
+        shape = (gemm.panels, count, gemm.depth, parts, amx.ROWS * gemm.block)
+        rows = cls(activations, T.alloc_buffer(shape, "int16"))
+        with T.parallel(gemm.panels * count * parts) as number:
+            IRBuilder.name("strip", number)
+            part, tile = let(number % parts), let(number // parts % count)
+            panel = let(number // parts // count)
+            first = let(tirx.min(tile * gemm.height, m - gemm.height) + part * amx.ROWS)
+            with T.serial(gemm.count(panel)) as block:
+                IRBuilder.name("block", block)
+                with T.serial(amx.ROWS) as r:
+                    value = rows._row(let(first + r), let(panel * gemm.depth + block))
+                    lanes = at(r * gemm.block, gemm.block)
+                    T.buffer_store(rows.codes, value, [panel, tile, block, part, lanes])
         return rows
 
-    def first(self, tile: Expr, part: int, block: Expr) -> Any:
-        """The first element of a tile: rows 16 part and on of row tile `tile`."""
-        return self.codes[tile, block, part, 0]
+    def first(self, panel: Expr, tile: Expr, part: int, block: Expr) -> Any:
+        """The first element of a tile: rows 16 part and on of row tile `tile`, block of a panel."""
+        return self.codes[panel, tile, block, part, 0]
 
-    def _pack_row(self, tile: Expr, r: Expr, row: Expr) -> None:
+    def _row(self, row: Expr, number: Expr) -> Expr:
+        """A block of a row, in `ORDER`."""
         block = self.activations.block
-
-        def keep(number: Expr, value: Expr) -> None:
-            lanes = at(r % amx.ROWS * block, block)
-            T.buffer_store(self.codes, value, [tile, number, r // amx.ROWS, lanes])
-
-        with T.serial(self.blocks) as number:
-            IRBuilder.name("block", number)
-            scale = bound(splat(self.activations.scale(row, number), "float32", LANES))
-            halves = []
-            for i in range(0, block, LANES):
-                codes = self.activations.values[row, at(number * block + i, LANES)]
-                value = bound(cast("float32", cast("int32", codes)) * scale)
-                halves.append(tirx.reinterpret(f"int16x{2 * LANES}", value))
-            order = [8 * i + k for i in range(block // 8) for k in ORDER]
-            keep(number, tirx.Shuffle(halves, [2 * k + 1 for k in order]))
-        if self.blocks % 2:
-            keep(tirx.const(self.blocks, "int64"), splat(0, "int16", block))
+        scale = bound(splat(self.activations.scale(row, number), "float32", LANES))
+        halves = []
+        for i in range(0, block, LANES):
+            codes = self.activations.values[row, at(number * block + i, LANES)]
+            value = bound(cast("float32", cast("int32", codes)) * scale)
+            halves.append(tirx.reinterpret(f"int16x{2 * LANES}", value))
+        order = [8 * i + k for i in range(block // 8) for k in ORDER]
+        return tirx.Shuffle(halves, [2 * k + 1 for k in order])

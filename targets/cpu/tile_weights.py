@@ -1,10 +1,13 @@
-"""A panel of weights as AMX reads them: integers in bfloat16, a row of a tile for every two k's.
+"""A panel of weights as AMX reads them: code * scale in bfloat16, a row of a tile for two k's.
 
 A load of packed weights holds whole groups of eight k's. The two k's of a pair are those that lie
 in 16-bit words side by side: 0 and 2, 4 and 6, 1 and 3, 5 and 7 in the four rows that eight k's
-make. So a nibble is moved to its word's low end by one shift, and its bfloat16 is looked up there.
+make. So a nibble is moved to its word's low end by one shift, and its bfloat16 is looked up there;
+a scale that is a power of two is added to the exponent of what was found. Other scales, and codes
+of more bits, take the way over float32.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import Element
+from lbcompiler.formats.scales import E8M0_BIAS
 from lbcompiler.targets.cpu import decode, plain
 from lbcompiler.targets.cpu.gemm import Task
 from lbcompiler.targets.cpu.integer_weights import DirectWeights
@@ -23,10 +27,11 @@ from lbcompiler.targets.cpu.intrinsics import (
     bound,
     call,
     cast,
+    choose,
     let,
     like,
+    look_up_float,
     maximum,
-    prefetch,
     reduce_max_unsigned,
     shift_right,
     splat,
@@ -36,81 +41,85 @@ from lbcompiler.targets.cpu.layout import COLUMNS, offset_mask
 from lbcompiler.targets.cpu.packed_weights import load_planes
 
 WORDS = 32  # of 16 bits in a row of a tile
-LINES = 12  # of the next panel that are asked for in the time of a register tile
+PAIRS = ((0, 2), (1, 3))  # of the four k's in a word of 32 bits
+_MANTISSA = 7  # bits of bfloat16
 _TOP = 24  # bits below the uppermost byte of a word
 
 
+@dataclass(frozen=True)
 class TilePanel:
-    """codes int16 (columns, depth * block * 16), factors float32 (columns, depth * 16).
+    """codes int16 (span, depth * block * 16): the bits of bfloat16; see `gemm_tiles.Panel`."""
 
-    A tile of weights is `codes` times what is left to `factors`, the scales with `unit` divided
-    out.
-    """
+    weights: DirectWeights
+    task: Task
+    depth: int
+    codes: Any
 
-    def __init__(self, weights: DirectWeights, task: Task, depth: int) -> None:
-        self.weights, self.task, self.depth = weights, task, depth
-        count = task.tile.columns
-        self._is_looked_up = weights.fmt.element.bits == 4
-        self.codes = T.alloc_buffer((count, depth * weights.block * COLUMNS), "int16")
-        self.factors = T.alloc_buffer((count, depth * COLUMNS), "float32")
+    @classmethod
+    def hold(cls, weights: DirectWeights, task: Task, depth: int, span: int) -> "TilePanel":
+        """For `depth` of K's blocks and `span` column tiles."""
+        shape = (span, depth * weights.block * COLUMNS)
+        return cls(weights, task, depth, T.alloc_buffer(shape, "int16"))
 
-    def decode(self, first: Expr, count: Expr) -> None:
-        """Blocks `first` to below `first + count`, from the panel's start on."""
+    def decode(self, panel: Expr, count: Expr, j: Expr, columns: int) -> None:
+        """Makes `count` blocks of a panel, for `columns` column tiles of the task from j on."""
+        width = self._loads * self.weights.groups * self.weights.isa.k_group * COLUMNS
+        with T.serial(columns) as v, T.serial(count) as block:
+            column = bound(self.task.column + j + v)
+            number = bound(panel * self.depth + block)
+            scale = self._scale(column, number)
+            for step in range(self._steps):
+                start = bound((number * self._steps + step) * self._loads)
+                first = bound((block * self._steps + step) * width)
+                for i, row in enumerate(self._rows(column, start, scale)):
+                    T.buffer_store(self.codes, row, [v, at(first + i * WORDS, WORDS)])
+
+    def first(self, v: int, block: Expr) -> Any:
+        """The first element of the tile of column tile j + v."""
+        return self.codes[v, block * (self.weights.block * COLUMNS)]
+
+    @property
+    def _loads(self) -> int:
+        """Loads that make eight k's or more."""
+        return 2 if self.weights.groups == 1 else 1
+
+    @property
+    def _steps(self) -> int:
+        """Of `_loads` loads in a block."""
+        return self.weights.loads // self._loads
+
+    @property
+    def _adds_exponents(self) -> bool:
+        fmt = self.weights.fmt
+        return fmt.element.bits == 4 and fmt.scale == "e8m0"
+
+    def _scale(self, column: Expr, block: Expr) -> Expr:
+        """Of 16 columns: what is added to words, int16x32, or what floats are multiplied with."""
         weights = self.weights
-        loads = 2 if weights.groups == 1 else 1  # that make eight k's or more
-        width = loads * weights.groups * weights.isa.k_group * COLUMNS
-        with T.serial(self.task.tile.columns) as j:
-            column = let(self.task.column + j)
-            with T.serial(count * (weights.loads // loads)) as i:
-                start = let((first * (weights.loads // loads) + i) * loads)
-                rows = self._rows(column, start, loads)
-                for number, row in enumerate(rows):
-                    lanes = at(i * width + number * WORDS, WORDS)
-                    T.buffer_store(self.codes, row, [j, lanes])
-            unit = 1.0 if self._is_looked_up else 2.0**-_TOP
-            with T.serial(count) as i:
-                factor = weights.factor(column, let(first + i), 0)
-                value = factor * like(factor, "float32", unit)
-                T.buffer_store(self.factors, value, [j, at(i * COLUMNS, COLUMNS)])
+        if not self._adds_exponents:
+            unit = 1.0 if weights.fmt.element.bits == 4 else 2.0**-_TOP
+            factor = weights.factor(column, block, 0)
+            return bound(factor * like(factor, "float32", unit))
+        byte = cast("int32", weights.scale_bytes(column, block, 0))
+        exponent = bound(byte - like(byte, "int32", E8M0_BIAS))
+        low = bound(exponent << like(exponent, "int32", _MANTISSA))
+        both = (low & like(low, "int32", 0xFFFF)) | (low << like(low, "int32", 16))
+        return bound(tirx.reinterpret(f"int16x{WORDS}", both))
 
-    def clear(self, position: Expr) -> None:
-        """Block `position` of the panel becomes zeros."""
-        size = self.weights.block * COLUMNS
-        with T.serial(self.task.tile.columns) as j:
-            for i in range(0, size, WORDS):
-                lanes = at(position * size + i, WORDS)
-                T.buffer_store(self.codes, splat(0, "int16", WORDS), [j, lanes])
-            lanes = at(position * COLUMNS, COLUMNS)
-            T.buffer_store(self.factors, splat(0.0, "float32", COLUMNS), [j, lanes])
-
-    def ask_for_next(self, first: Expr, j: Expr, i: Expr) -> None:
-        """Begin to bring in what follows the panel that starts with block `first`: some lines of
-        column tile j for each row tile i.
-        """
+    def _rows(self, column: Expr, start: Expr, scale: Expr) -> list[Expr]:
+        """The rows that `_loads` loads make, in their order: int16x32."""
         weights = self.weights
-        for number, plane in enumerate(weights.planes):
-            loads = weights.loads << (len(weights.planes) - 1 - number)
-            line = let((first + self.depth) * loads + i * LINES)
-            for ahead in range(LINES):
-                prefetch(plane[self.task.column + j, line + ahead, 0])
-
-    def first(self, j: Expr, block: Expr) -> Any:
-        """The first element of the tile of column tile j."""
-        return self.codes[j, block * (self.weights.block * COLUMNS)]
-
-    def factor(self, j: Expr, block: Expr) -> Expr:
-        """What the products of 16 columns are multiplied with."""
-        return self.factors[j, at(block * COLUMNS, COLUMNS)]
-
-    def _rows(self, column: Expr, start: Expr, loads: int) -> list[Expr]:
-        """The rows that some loads make, in their order: int16x32."""
-        weights = self.weights
-        element, halves, rows = weights.fmt.element, [], []
-        for i in range(loads):
+        element, halves = weights.fmt.element, []
+        for i in range(self._loads):
             planes = load_planes(weights.planes, column, start + i, 0, weights.isa)
-            if self._is_looked_up:
-                return _looked_up(element, planes[0][0])
-            halves += [_converted(weights, code) for code in decode.stored_codes(element, planes)]
+            if self._adds_exponents:
+                return [_raised(row, scale) for row in _words(element, planes[0][0])]
+            if element.bits == 4:
+                halves += _nibbles(element, planes[0][0], scale)
+            else:
+                codes = decode.stored_codes(element, planes)
+                halves += [_converted(weights, code, scale) for code in codes]
+        rows = []
         for i in range(0, len(halves), 2):
             (a, c), (b, d) = halves[i], halves[i + 1]
             rows += [a, b, c, d]
@@ -125,14 +134,19 @@ def unusual(weights: DirectWeights, task: Task, blocks: int) -> Expr:
         stored = weights.scale_bytes(task.column + j, i, 0)
         found[0] = maximum(found[0], plain.distance(stored))
     largest = reduce_max_unsigned(found[0])
-    return tirx.Select(largest > plain.ADDED, tirx.const(1, "int32"), tirx.const(0, "int32"))
+    return tirx.Select(largest > plain.BFLOAT16, tirx.const(1, "int32"), tirx.const(0, "int32"))
 
 
-def _looked_up(element: Element, packed: Expr) -> list[Expr]:
+def _table(element: Element) -> Any:
+    """Of the 16 stored nibbles: their values times `decode.divisor`, float32, and no -0."""
+    flipped = np.arange(COLUMNS) ^ offset_mask(element)
+    values = element.values[flipped] * decode.divisor(element) + 0.0
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _words(element: Element, packed: Expr) -> list[Expr]:
     """Of 64 bytes of nibbles: one `vpermw` a row, which looks at no more than five bits."""
-    flipped = np.arange(2 * COLUMNS) % COLUMNS ^ offset_mask(element)
-    values = element.values[flipped] * decode.divisor(element)
-    words = np.ascontiguousarray(values, np.float32).view(np.uint16)[1::2].copy().view(np.int32)
+    words = np.tile(_table(element).view(np.uint16)[1::2], 2).view(np.int32)
     table = tirx.reinterpret(
         f"int16x{WORDS}", vector([tirx.const(int(word), "int32") for word in words])
     )
@@ -145,8 +159,29 @@ def _looked_up(element: Element, packed: Expr) -> list[Expr]:
     return rows
 
 
-def _converted(weights: DirectWeights, code: Expr) -> tuple[Expr, Expr]:
-    """Of a k-group's codes: the pairs (0, 2) and (1, 3), 2^24 times as large."""
+def _raised(row: Expr, exponent: Expr) -> Expr:
+    """row * 2^exponent; zeros stay."""
+    zero = splat(0, "int16", WORDS)
+    return bound(choose(tirx.NE(row, zero), row + exponent, zero))
+
+
+def _nibbles(element: Element, packed: Expr, scale: Expr) -> list[tuple[Expr, Expr]]:
+    """Of 64 bytes of nibbles, the low ones and the high ones: the pairs (0, 2) and (1, 3)."""
+    word = bound(tirx.reinterpret(f"int32x{COLUMNS}", packed))
+    table = [float(value) for value in _table(element)]
+
+    def value(bit: int) -> Expr:
+        moved = word if bit == 0 else shift_right(word, bit)
+        return bits_of(bound(look_up_float(table, moved) * scale))
+
+    return [
+        tuple(_pair(value(8 * low + half), value(8 * high + half)) for low, high in PAIRS)
+        for half in (0, 4)
+    ]
+
+
+def _converted(weights: DirectWeights, code: Expr, scale: Expr) -> tuple[Expr, Expr]:
+    """Of a k-group's codes: the pairs (0, 2) and (1, 3); scale has 2^-24 in it."""
     element, isa = weights.fmt.element, weights.isa
     operand = bound(decode.unsigned_operand(isa, element, code))
     signed = operand - like(operand, "uint8", decode.zero_point(element))
@@ -155,8 +190,12 @@ def _converted(weights: DirectWeights, code: Expr) -> tuple[Expr, Expr]:
 
     def value(k: int) -> Expr:
         moved = word if k == 3 else word << like(word, "int32", _TOP - 8 * k)
-        return bits_of(bound(cast("float32", moved & top if k else moved)))
+        return bits_of(bound(cast("float32", moved & top if k else moved) * scale))
 
-    pairs = [bound(value(high) | shift_right(value(low), 16)) for low, high in ((0, 2), (1, 3))]
-    a, b = (tirx.reinterpret(f"int16x{WORDS}", pair) for pair in pairs)
+    a, b = (_pair(value(low), value(high)) for low, high in PAIRS)
     return a, b
+
+
+def _pair(low: Expr, high: Expr) -> Expr:
+    """The upper halves of two words as one: int16x32."""
+    return bound(tirx.reinterpret(f"int16x{WORDS}", high | shift_right(low, 16)))
