@@ -113,8 +113,10 @@ def _weights(
 
 def ceiling_of(kernel: LinearKernel, m: int) -> str:
     """The bound of `ceilings.py` that a kernel's arithmetic has for m rows."""
+    if kernel.isa.has_tiles and kernel.act is not None and m >= SMALL_M:
+        return "tiles" if kernel.is_integer else "bf16_tiles"
     if kernel.is_integer:
-        return "tiles" if kernel.isa.has_tiles and m >= SMALL_M else "dot"
+        return "dot"
     return "bf16" if kernel.takes_pairs else "fma"
 
 

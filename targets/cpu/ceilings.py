@@ -4,7 +4,7 @@ linear's speed is a share of.
 | ceiling | its kernel | unit |
 |---|---|---|
 | `dot` | int8 dot products between registers (`intrinsics.dot`) | GOP/s, 2 a product and sum |
-| `tiles` | AMX tiles of int8 (`amx.dot_int8`), where the ISA has them | GOP/s |
+| `tiles`, `bf16_tiles` | AMX tiles of int8, of bfloat16 (`amx`), where the ISA has them | GOP/s |
 | `bf16` | bfloat16 products between registers (`dot_bf16`), where the ISA has them | GFLOP/s |
 | `fma` | float32 FMAs between registers | GFLOP/s |
 | `read` | every byte of a buffer that no cache holds, once, some streams a thread | GB/s |
@@ -28,6 +28,7 @@ from lbcompiler.targets.cpu.layout import COLUMNS
 
 CHAINS = {16: 20, 8: 8}  # independent sums by lanes: latency x throughput, within the registers
 TILES = 4  # independent sums of AMX tiles, as chains of vectors
+TILE_PEAKS = {"tiles": (amx.dot_int8, 1), "bf16_tiles": (amx.dot_bf16, 2)}  # bytes of an operand
 STEPS = 400_000  # about two milliseconds: starting the threads takes some ten microseconds
 READ_BYTES = 1 << 28  # far above any cache of these machines
 STREAMS = 2  # a thread reads at once: 3 % more than one, and more of them add nothing (Zen 5)
@@ -69,7 +70,7 @@ def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
     peaks = _peaks(isa)
     functions = {name: _peak(isa, threads, peak) for name, peak in peaks.items()}
     if isa.has_tiles:
-        functions["tiles"] = _tiles(threads)
+        functions |= {name: _tiles(threads, product) for name, (product, _) in TILE_PEAKS.items()}
     functions["read"] = _read(threads)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
     module = tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
@@ -77,8 +78,10 @@ def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
         name: _peak_ceiling(module[name], isa, threads, peak) for name, peak in peaks.items()
     }
     if isa.has_tiles:
-        operations = 2.0 * threads * STEPS // TILES * TILES * amx.ROWS * COLUMNS * amx.ROW_BYTES
-        found["tiles"] = Ceiling(lambda: module["tiles"](), operations)
+        for name, (_, size) in TILE_PEAKS.items():
+            products = amx.ROWS * COLUMNS * amx.ROW_BYTES // size
+            operations = 2.0 * threads * (STEPS // TILES * TILES) * products
+            found[name] = Ceiling(module[name], operations)
     return found
 
 
@@ -140,7 +143,7 @@ def _peak(isa: Isa, threads: int, peak: Peak) -> Any:
     return builder.get()
 
 
-def _tiles(threads: int) -> Any:
+def _tiles(threads: int, product: Callable[[int, int, int], None]) -> Any:
     """PrimFunc(): products of whole tiles of zeros, TILES independent sums, STEPS in all."""
     with kernel() as builder, root_block():
         amx.request()
@@ -150,7 +153,7 @@ def _tiles(threads: int) -> Any:
             with T.serial(STEPS // TILES) as i:
                 IRBuilder.name("step", i)
                 for total in range(TILES):
-                    amx.dot_int8(total, TILES, TILES + 1)
+                    product(total, TILES, TILES + 1)
             amx.release()
     return builder.get()
 

@@ -188,6 +188,18 @@ def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
             emit_gemm(isa, m, output, others)
 
 
+def one_by_one(task: Task, add: Add) -> None:
+    """All of a task, a row of 16 columns at a time: for what its register tiles cannot do."""
+    tile = task.tile
+    with T.serial(task.count) as i, T.serial(tile.rows) as r, T.serial(tile.columns) as j:
+        lanes = at(tile.lane(r, j), COLUMNS)
+        sums = Registers(1, "float32", COLUMNS)
+        sums[0] = task.held[i, lanes]
+        row, column = bound(task.row(i) + r), bound(task.column + j)
+        add(Place(Tile(1, 1), sums, i, row, column))
+        T.buffer_store(task.held, sums[0], [i, lanes])
+
+
 def row_tiles_of_chunk(row_tiles: Expr, most: int, chunks: int) -> Expr:
     """At most `most`, and few enough for so many chunks where there are as many row tiles; 1 or
     more. All chunks are about as large, and none that starts before the end is empty.

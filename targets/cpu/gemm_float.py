@@ -13,7 +13,8 @@ nothing would read its panel again.
 Where both operands are quantized and the instruction set has `vdpbf16ps`, panels hold pairs of
 bfloat16, and two FMAs are one instruction. It does them in the order of the two halves, so the
 result is the same; a task with a scale that is not plain (float_activations.py) takes the way of
-a single row instead.
+a single row instead. For many rows AMX multiplies the same pairs, in tiles of 32 k's: there the sum
+goes from tile to tile, and the result is that of another order (`tile_pairs.add_as_tiles`).
 """
 
 from collections.abc import Callable
@@ -42,8 +43,11 @@ from lbcompiler.targets.cpu.gemm import (
     Tile,
     Way,
     emit_gemm,
+    one_by_one,
     space,
 )
+from lbcompiler.targets.cpu.gemm_tiles import CHOICES as TILE_CHOICES
+from lbcompiler.targets.cpu.gemm_tiles import Rows, TileGemm, tile_config, tile_ways
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     at,
@@ -59,6 +63,7 @@ from lbcompiler.targets.cpu.intrinsics import (
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
+from lbcompiler.targets.cpu.tile_pairs import BLOCK, PairTilePanel, PairTileRows, add_as_tiles
 
 FEW_DEPTH = 32  # k's of a panel for few rows: it only has to outlast its task's rows
 CHOICES = {
@@ -97,20 +102,30 @@ class FloatGemm:
         """Whether activations come as pairs of bfloat16."""
         return self.isa.has_bf16 and self.act is not None
 
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether AMX multiplies many rows."""
+        return self.isa.has_tiles and self.act is not None
+
     def config(self, n: int, k: int) -> Config:
         """The default for a shape."""
-        return self._choices.default
+        default = self._choices.default
+        return tile_config(default, n, k) if self.takes_tiles else default
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
-        return space(self._choices, m, k)
+        return space(replace(self._choices, default=self.config(n, k)), m, k)
 
     @property
     def _choices(self) -> Choices:
         choices = CHOICES[self.isa]
         if not self.takes_pairs:
             return choices
-        return replace(choices, default=replace(choices.default, few_columns=PAIRS_FEW_COLUMNS))
+        few = choices.default.small_columns
+        if self.takes_tiles:
+            choices = TILE_CHOICES
+        default = replace(choices.default, few_columns=PAIRS_FEW_COLUMNS, small_columns=few)
+        return replace(choices, default=default)
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -161,8 +176,12 @@ class FloatGemm:
 
             return body
 
-        ways = [Way(SMALL_M, Tile(config.rows, config.columns), config.chunk, panels(config.depth))]
-        if config.rows > 1:  # the tile of one row has no tail
+        if self.takes_tiles and pairs is not None and coded is not None:
+            ways = _tile_ways(m, pairs, coded, k, config)
+        else:
+            tile = Tile(config.rows, config.columns)
+            ways = [Way(SMALL_M, tile, config.chunk, panels(config.depth))]
+        if ways[-1].tile.rows > 1:  # the tile of one row has no tail
             ways.append(Way(2, Tile(2, config.few_columns), SMALL_M, panels(FEW_DEPTH)))
             ways.append(Way(1, Tile(1, config.small_columns), 1, one))
         around: AbstractContextManager[None] = nullcontext()
@@ -232,6 +251,24 @@ def _emit_pairs(
         each_tile(add)
 
     _each_panel(k, depth, emit)
+
+
+def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) -> list[Way]:
+    """For SMALL_M rows and more, by AMX."""
+    blocks = -(-k // BLOCK)
+    depth = max(1, min(config.depth // BLOCK, blocks))
+
+    def pack(gemm: TileGemm) -> Rows:
+        return PairTileRows.pack(x, m, k, gemm)
+
+    def inside(gemm: TileGemm, rows: Rows, task: Task) -> None:
+        with T.If((x.unusual(task) | weights.unusual(task, k)) == 0):
+            with T.Then():
+                gemm.emit(rows, PairTilePanel.hold(weights, task, k, gemm), task)
+            with T.Else():
+                one_by_one(task, lambda place: add_as_tiles(place, x, weights, k))
+
+    return tile_ways(config, BLOCK, blocks, depth, pack, inside)
 
 
 def _each_panel(k: int, depth: int, emit: Callable[[Expr, int], None]) -> None:

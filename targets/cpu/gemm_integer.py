@@ -20,6 +20,7 @@ larger, or with NaN, takes a second loop that multiplies.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -28,7 +29,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import amx, decode
+from lbcompiler.targets.cpu import decode
 from lbcompiler.targets.cpu.gemm import (
     SMALL_M,
     Choices,
@@ -40,31 +41,21 @@ from lbcompiler.targets.cpu.gemm import (
     Tile,
     Way,
     emit_gemm,
+    one_by_one,
     space,
 )
-from lbcompiler.targets.cpu.gemm_tiles import TileGemm, height_of
+from lbcompiler.targets.cpu.gemm_tiles import CHOICES as TILE_CHOICES
+from lbcompiler.targets.cpu.gemm_tiles import Rows, TileGemm, tile_config, tile_ways
 from lbcompiler.targets.cpu.integer_products import Activations, Products, multiplier
 from lbcompiler.targets.cpu.integer_weights import DirectWeights, HeldWeights, Panel
-from lbcompiler.targets.cpu.intrinsics import (
-    Expr,
-    Registers,
-    at,
-    bound,
-    dot_takes_unsigned,
-    kernel,
-    let,
-    root_block,
-)
+from lbcompiler.targets.cpu.intrinsics import Expr, dot_takes_unsigned, kernel, let, root_block
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
-from lbcompiler.targets.cpu.layout import COLUMNS, row_stride, tiles
+from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 from lbcompiler.targets.cpu.tile_activations import TileRows
 from lbcompiler.targets.cpu.tile_weights import TilePanel
 from lbcompiler.targets.cpu.tile_weights import unusual as weights_unusual
 
-TILE_COLUMNS = (6, 8, 12, 16)  # that make a column group with AMX
-TILE_DEPTH = 384  # k's at most that are one panel there: its sums never leave their tiles
-TASKS = 8  # with AMX, where rows allow: more would decode weights again
 SIGNIFICANDS = {"e8m0": 1, "e4m3": 15}  # the largest of a scale, as an integer
 HELD = 32  # k's whose weights are held in registers for few rows
 CHOICES = {
@@ -76,11 +67,7 @@ CHOICES = {
             Config(rows=4, columns=3, depth=512, chunk=256, few_columns=2, small_columns=1),
         ),
     ),
-    AVX512_AMX: Choices(
-        (16, 32),
-        (4, 6, 8, 10, 12, 16),
-        Config(rows=32, columns=8, depth=256, chunk=256, few_columns=2, small_columns=1),
-    ),
+    AVX512_AMX: TILE_CHOICES,
     AVX2: Choices(
         (2, 4, 6),
         (1, 2),
@@ -128,16 +115,9 @@ class IntegerGemm:
         return dot_takes_unsigned(self.isa, decode.unsigned_limit(self.weight.element), limit)
 
     def config(self, n: int, k: int) -> Config:
-        """The default for a shape; for AMX column groups that overlap little, and one panel where
-        K is short.
-        """
+        """The default for a shape."""
         default = CHOICES[self.isa].default
-        if not self.isa.has_tiles:
-            return default
-        count = tiles(n)
-        widths = sorted(TILE_COLUMNS, key=lambda c: (-(-count // c) * c, abs(c - default.columns)))
-        depth = TILE_DEPTH if k <= TILE_DEPTH else default.depth
-        return replace(default, columns=widths[0], depth=depth)
+        return tile_config(default, n, k) if self.isa.has_tiles else default
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
@@ -218,51 +198,29 @@ def _tile_ways(
     depth: int,
     config: Config,
 ) -> list[Way]:
-    """For SMALL_M rows and more, by AMX; register tiles of 32 rows and, for fewer, of 16."""
+    """For SMALL_M rows and more, by AMX; tasks with scales that are not plain by dot products."""
 
-    def way(height: int) -> Way:
-        gemm = TileGemm(weights.block, blocks, depth, height)
-        packed: list[TileRows] = []
+    def plain(gemm: TileGemm, rows: Rows, task: Task) -> None:
+        gemm.emit(rows, TilePanel.hold(weights, task, depth, gemm.span), task)
 
-        def before() -> None:
-            amx.request()
-            packed.append(TileRows.pack(activations, m, gemm))
+    def inside(gemm: TileGemm, rows: Rows, task: Task) -> None:
+        unusual = tirx.const(0, "int32")
+        if activations.flags is not None:
+            unusual = unusual | activations.unusual(task)
+        if weights.fmt.scale == "e8m0":
+            unusual = unusual | weights_unusual(weights, task, blocks)
+        if isinstance(unusual, tirx.IntImm):
+            plain(gemm, rows, task)
+            return
+        products = Products(activations, weights, is_plain=False)
+        with T.If(unusual == 0):
+            with T.Then():
+                plain(gemm, rows, task)
+            with T.Else():
+                one_by_one(task, lambda place: products.add(place, 0, blocks))
 
-        def plain(task: Task) -> None:
-            gemm.emit(packed[0], TilePanel.hold(weights, task, depth, gemm.span), task)
-
-        def body(task: Task, _each_tile: EachTile) -> None:
-            unusual = tirx.const(0, "int32")
-            if activations.flags is not None:
-                unusual = unusual | activations.unusual(task)
-            if weights.fmt.scale == "e8m0":
-                unusual = unusual | weights_unusual(weights, task, blocks)
-            if isinstance(unusual, tirx.IntImm):
-                plain(task)
-                return
-            with T.If(unusual == 0):
-                with T.Then():
-                    plain(task)
-                with T.Else():
-                    _emit_apart(task, activations, weights, blocks)
-
-        tile = Tile(height, config.columns)
-        return Way(height, tile, config.chunk, body, before, TASKS)
-
-    return [way(height) for height in range(height_of(config.rows), 0, -SMALL_M)]
-
-
-def _emit_apart(task: Task, activations: Activations, weights: DirectWeights, blocks: int) -> None:
-    """For scales that are not plain: value after value of a row, by dot products."""
-    products = Products(activations, weights, is_plain=False)
-    tile = task.tile
-    with T.serial(task.count) as i, T.serial(tile.rows) as r, T.serial(tile.columns) as j:
-        lanes = at(tile.lane(r, j), COLUMNS)
-        sums = Registers(1, "float32", COLUMNS)
-        sums[0] = task.held[i, lanes]
-        row = bound(task.row(i) + r)
-        products.add(Place(Tile(1, 1), sums, i, row, bound(task.column + j)), 0, blocks)
-        T.buffer_store(task.held, sums[0], [i, lanes])
+    pack = partial(TileRows.pack, activations, m)
+    return tile_ways(config, weights.block, blocks, depth, pack, inside)
 
 
 def _emit_held(

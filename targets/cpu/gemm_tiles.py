@@ -14,14 +14,16 @@ is the whole depth of a tile; `tdpbf16ps` adds the products of its even k's, tho
 both sums, and what comes out to C. Where codes are small integers the first three are exact too
 (`exact_bits`). What is left is one rounding a block, the one that an FMA with the product of the
 scales makes in every other kernel: the same bits. (Two blocks of 16 in one tile would be faster,
-and other bits.)
+and other bits.) Elements with exponents are rounded at every step, in this order, which is not that
+of the kernels that go k by k.
 
 A register tile is 2 x 2 tiles, whose 4 loads of operands serve 4 products; 16 rows make 1 x 4.
 Asking for operands ahead gains nothing, and decoding the next panel between the products or the
 row tiles of this one is slower: its stores keep the loads of tiles waiting.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tvm import tirx
@@ -29,10 +31,19 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import amx
-from lbcompiler.targets.cpu.gemm import Task
+from lbcompiler.targets.cpu.gemm import Choices, Config, EachTile, Task, Tile, Way
 from lbcompiler.targets.cpu.intrinsics import Expr, bound
+from lbcompiler.targets.cpu.layout import tiles
 
 MOST_ROWS = 2 * amx.ROWS
+COLUMN_GROUPS = (6, 8, 12, 16)  # column tiles of a task
+ONE_PANEL = 384  # k's at most that are one panel: their sums never leave the tiles
+TASKS = 8  # where rows allow: more would decode weights again
+CHOICES = Choices(
+    (16, 32),
+    (4, 6, 8, 10, 12, 16),
+    Config(rows=32, columns=8, depth=256, chunk=256, few_columns=2, small_columns=1),
+)
 SUMS = 4  # tiles of a register tile; those of its operands come behind them
 
 
@@ -51,6 +62,42 @@ class Panel(Protocol):
 
     def first(self, v: int, block: Expr) -> Any:
         """The first element of the tile of column tile j + v."""
+
+
+def tile_config(default: Config, n: int, k: int) -> Config:
+    """A default for a shape: column groups that overlap little, one panel where K is short."""
+    count = tiles(n)
+    widths = sorted(COLUMN_GROUPS, key=lambda c: (-(-count // c) * c, abs(c - default.columns)))
+    return replace(default, columns=widths[0], depth=ONE_PANEL if k <= ONE_PANEL else default.depth)
+
+
+def tile_ways(
+    config: Config,
+    block: int,
+    blocks: int,
+    depth: int,
+    pack: Callable[["TileGemm"], "Rows"],
+    inside: Callable[["TileGemm", "Rows", Task], None],
+) -> list[Way]:
+    """For SMALL_M rows and more; register tiles of 32 rows and, for fewer, of 16. `pack` makes the
+    activations of all tasks, `inside` emits a task.
+    """
+
+    def way(height: int) -> Way:
+        gemm = TileGemm(block, blocks, depth, height)
+        packed: list[Rows] = []
+
+        def before() -> None:
+            amx.request()
+            packed.append(pack(gemm))
+
+        def body(task: Task, _each_tile: EachTile) -> None:
+            inside(gemm, packed[0], task)
+
+        tile = Tile(height, config.columns)
+        return Way(height, tile, config.chunk, body, before, TASKS)
+
+    return [way(height) for height in range(height_of(config.rows), 0, -amx.ROWS)]
 
 
 def height_of(rows: int) -> int:

@@ -97,11 +97,11 @@ def real_of(x: Expr) -> Expr:
 
 
 def load(buffer: Any, row: Sequence[Expr], start: Expr, lanes: int, valid: int) -> Expr:
-    """`valid` float32 from (*row, start) on, zeros in the lanes behind them."""
+    """`valid` elements from (*row, start) on, zeros in the lanes behind them."""
     if valid == lanes:
         return buffer[(*row, at(start, lanes))]
     held = [buffer[(*row, start + i)] for i in range(valid)]
-    return vector([*held, *[tirx.const(0.0, "float32")] * (lanes - valid)])
+    return vector([*held, *[tirx.const(0, buffer.dtype)] * (lanes - valid)])
 
 
 def store(buffer: Any, row: Sequence[Expr], start: Expr, value: Expr, valid: int) -> None:

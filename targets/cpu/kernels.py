@@ -65,11 +65,14 @@ class LinearKernel:
         """The name of the kernel whose configs serve it for M rows, being the same code.
 
         A tensor scale makes no difference. AVX512_BF16 adds float products to AVX512_VNNI, and
-        AVX512_AMX integer products of many rows.
+        AVX512_AMX adds those of many rows to both.
         """
         weight = self.weight if self.weight is None else self.weight.plain or self.weight
-        has_own = {AVX512_BF16: not self.is_integer, AVX512_AMX: self.is_integer and m >= SMALL_M}
-        isa = self.isa if has_own.get(self.isa, True) else AVX512_VNNI
+        isa = self.isa
+        if isa is AVX512_AMX and (m < SMALL_M or self.act is None):
+            isa = AVX512_BF16
+        if isa is AVX512_BF16 and not self.takes_pairs:
+            isa = AVX512_VNNI
         return replace(self, weight=weight, isa=isa).name
 
     @property

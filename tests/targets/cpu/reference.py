@@ -13,6 +13,7 @@ from tvm_ffi import StructuralKey
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
 from lbcompiler.targets.cpu import plain
 from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
+from lbcompiler.targets.cpu.gemm import SMALL_M
 from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_BF16, ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
 from lbcompiler.targets.cpu.layout import padded, row_stride
@@ -20,8 +21,8 @@ from lbcompiler.targets.cpu.objects import tir_pipeline
 
 Array = NDArray[Any]
 HERE = [isa for isa in ISAS if isa.runs_on(detect())]
-# What AVX512_BF16 adds to AVX512_VNNI are products of float formats, what AVX512_AMX adds those of
-# integer formats: all other code is generated from the same PrimFuncs for all three.
+# What AVX512_BF16 adds to AVX512_VNNI are products of float formats, what AVX512_AMX adds to both
+# those of many rows: all other code is generated from the same PrimFuncs for all three.
 OF_INTEGERS = [isa for isa in HERE if isa is not AVX512_BF16]
 WITHOUT_PRODUCTS = [isa for isa in OF_INTEGERS if isa is not AVX512_AMX]
 
@@ -82,6 +83,19 @@ def float_sums(x: Array, w: Array) -> Array:
     return total
 
 
+def tile_sums(x: Array, w: Array) -> Array:
+    """acc += even + odd, those of 32 k's each a chain of FMAs from 0, k ascending."""
+    total = np.zeros((len(x), len(w)), np.float32)
+    for start in range(0, x.shape[1], 32):
+        even, odd = (
+            float_sums(x[:, i : start + 32 : 2], w[:, i : start + 32 : 2])
+            for i in (start, start + 1)
+        )
+        with np.errstate(all="ignore"):
+            total = total + (even + odd)
+    return total
+
+
 def linear(
     kernel: LinearKernel, x: Array, w: Quantized | Array, rule: str = "", bias: Array | None = None
 ) -> Array:
@@ -100,7 +114,8 @@ def linear_of(
     else:
         xv = exact_values(x, kernel.act) if isinstance(x, Quantized) else x
         wv = exact_values(w, kernel.weight) if isinstance(w, Quantized) else w
-        total = float_sums(xv, wv)
+        by_tiles = kernel.isa.has_tiles and kernel.act is not None and len(xv) >= SMALL_M
+        total = tile_sums(xv, wv) if by_tiles else float_sums(xv, wv)
     scale: Array | None = x.tensor_scale if isinstance(x, Quantized) else None
     if isinstance(w, Quantized) and w.tensor_scale is not None:
         g = np.asarray(w.tensor_scale, np.float32).reshape(1, 1)

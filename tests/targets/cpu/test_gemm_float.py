@@ -5,7 +5,7 @@ import pytest
 
 from lbcompiler.formats import FORMATS, Quantized
 from lbcompiler.targets.cpu.gemm import Config
-from lbcompiler.targets.cpu.isa import AVX512_BF16
+from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_BF16
 from lbcompiler.targets.cpu.kernels import kernel_for
 from tests.targets.cpu.reference import (
     HERE,
@@ -80,7 +80,7 @@ def near_the_limit(fmt, n: int, k: int, exponents: tuple[int, int], rng) -> Quan
     return Quantized(drawn, scales, rows)
 
 
-@pytest.mark.skipif(AVX512_BF16 not in HERE, reason="no bfloat16 dot product here")
+@pytest.mark.parametrize(("isa", "m"), [(AVX512_BF16, 9), (AVX512_AMX, 17)], ids=["pairs", "tiles"])
 @pytest.mark.parametrize("exponents", [(-41, -39), (39, 41), (-62, -58), (0, 3)])
 @pytest.mark.parametrize(
     ("weight", "act"),
@@ -93,15 +93,17 @@ def near_the_limit(fmt, n: int, k: int, exponents: tuple[int, int], rng) -> Quan
         ("mxfp8", "mxint6"),
     ],
 )
-def test_pairs_of_bfloat16_at_the_limit_of_plain_scales(weight, act, exponents) -> None:
-    kernel = kernel_for(FORMATS[weight], FORMATS[act], AVX512_BF16)
+def test_pairs_of_bfloat16_at_the_limit_of_plain_scales(weight, act, exponents, isa, m) -> None:
+    if isa not in HERE:
+        pytest.skip(f"no {isa.name} here")
+    kernel = kernel_for(FORMATS[weight], FORMATS[act], isa)
     rng = np.random.default_rng(0)
-    m, n, k = 9, 48, 77
+    n, k = 48, 77
     x = near_the_limit(kernel.act, m, k, exponents, rng)
     w = near_the_limit(kernel.weight, n, k, exponents, rng)
     if w.tensor_scale is not None:
         w = Quantized(w.codes, w.scales, np.asarray(0.5, np.float32))
     config = Config(rows=4, columns=1, depth=64, chunk=8, few_columns=2, small_columns=1)
-    module = compiled(AVX512_BF16, gemm=kernel.gemm(n, k, bias=False, config=config))
+    module = compiled(isa, gemm=kernel.gemm(n, k, bias=False, config=config))
     y = multiply(kernel, module["gemm"], pair_operands(kernel, x), w)
     np.testing.assert_array_equal(y, linear_of(kernel, x, w))

@@ -1,0 +1,158 @@
+"""Operands of float formats as AMX reads them: pairs of bfloat16, 32 k's a tile.
+
+Activations come from `quantize` as such pairs, and only have to lie tile after tile; weights are
+decoded as for `vdpbf16ps`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from lbcompiler.targets.cpu import amx
+from lbcompiler.targets.cpu.float_activations import PairRows, pair_count
+from lbcompiler.targets.cpu.float_weights import Decode
+from lbcompiler.targets.cpu.gemm import Place, Task
+from lbcompiler.targets.cpu.gemm_tiles import TileGemm
+from lbcompiler.targets.cpu.intrinsics import (
+    Expr,
+    Registers,
+    at,
+    bits_of,
+    bound,
+    fma,
+    let,
+    load,
+    shift_right,
+    splat,
+)
+from lbcompiler.targets.cpu.layout import COLUMNS, padded
+
+BLOCK = 32  # k's of a tile
+PAIRS = BLOCK // 2
+
+
+@dataclass(frozen=True)
+class PairTileRows:
+    """codes int32 (panels, row tiles, depth, rows / 16, 16 * 16); see `gemm_tiles.Rows`."""
+
+    codes: Any
+
+    @classmethod
+    def pack(cls, x: PairRows, m: Expr, k: int, gemm: TileGemm) -> "PairTileRows":
+        """Emits the copies of m rows of k, as many as a register tile has or more."""
+        count, parts = tirx.ceildiv(m, gemm.height), gemm.parts
+        shape = (gemm.panels, count, gemm.depth, parts, amx.ROWS * PAIRS)
+        codes = T.alloc_buffer(shape, "int32")
+        with T.parallel(gemm.panels * count * parts) as number:
+            IRBuilder.name("strip", number)
+            part, tile = let(number % parts), let(number // parts % count)
+            panel = let(number // parts // count)
+            first = let(tirx.min(tile * gemm.height, m - gemm.height) + part * amx.ROWS)
+
+            def copy(block: Expr, valid: int) -> None:
+                with T.serial(amx.ROWS) as r:
+                    start = let((panel * gemm.depth + block) * PAIRS)
+                    value = load(x.pairs, (let(first + r),), start, PAIRS, valid)
+                    lanes = at(r * PAIRS, PAIRS)
+                    T.buffer_store(codes, value, [panel, tile, block, part, lanes])
+
+            _each_block(gemm, panel, gemm.count(panel), pair_count(k), PAIRS, copy)
+        return cls(codes)
+
+    def first(self, panel: Expr, tile: Expr, part: int, block: Expr) -> Any:
+        """The first element of a tile: rows 16 part and on of row tile `tile`, block of a panel."""
+        return self.codes[panel, tile, block, part, 0]
+
+
+@dataclass(frozen=True)
+class PairTilePanel:
+    """codes int32 (span, depth * 16 * 16); see `gemm_tiles.Panel`."""
+
+    weights: Decode
+    task: Task
+    k: int
+    gemm: TileGemm
+    codes: Any
+
+    @classmethod
+    def hold(cls, weights: Decode, task: Task, k: int, gemm: TileGemm) -> "PairTilePanel":
+        """For the depth and the span of a GEMM over k."""
+        codes = T.alloc_buffer((gemm.span, gemm.depth * PAIRS * COLUMNS), "int32")
+        return cls(weights, task, k, gemm, codes)
+
+    def decode(self, panel: Expr, count: Expr, j: Expr, columns: int) -> None:
+        """Makes `count` blocks of a panel, for `columns` column tiles of the task from j on."""
+        whole = padded(self.k, self.weights.fmt.block)
+        with T.serial(columns) as v:
+            column = bound(self.task.column + j + v)
+
+            def fill(block: Expr, valid: int) -> None:
+                first = bound((panel * self.gemm.depth + block) * BLOCK)
+
+                def keep(position: Expr, high: list[Expr], low: list[Expr]) -> None:
+                    pair = bits_of(high[0]) | shift_right(bits_of(low[0]), 16)
+                    row = block * PAIRS + (position - first) // 2
+                    T.buffer_store(self.codes, pair, [v, at(row * COLUMNS, COLUMNS)])
+
+                self.weights.emit_pairs(1, column, first, valid, keep)
+                for i in range(valid // 2, PAIRS):
+                    lanes = at((block * PAIRS + i) * COLUMNS, COLUMNS)
+                    T.buffer_store(self.codes, splat(0, "int32", COLUMNS), [v, lanes])
+
+            _each_block(self.gemm, panel, count, whole, BLOCK, fill)
+
+    def first(self, v: int, block: Expr) -> Any:
+        """The first element of the tile of column tile j + v."""
+        return self.codes[v, block * (PAIRS * COLUMNS)]
+
+
+def add_as_tiles(place: Place, x: PairRows, weights: Decode, k: int) -> None:
+    """What the tiles add to the sums of one row and 16 columns, in their order, by FMAs: those of
+    even k's of a block, of odd ones, then both, for numbers that are no numbers of theirs.
+    """
+    sums = Registers(2, "float32", COLUMNS)
+
+    def use(position: Expr, high: list[Expr], low: list[Expr]) -> None:
+        for i, weight in enumerate((high[0], low[0])):
+            value = let(splat(x.value(place.row, position + i), "float32", COLUMNS))
+            sums[i] = fma(value, weight, sums[i])
+
+    def add(first: Expr, count: int) -> None:
+        for i in range(2):
+            sums[i] = splat(0.0, "float32", COLUMNS)
+        weights.emit_pairs(1, place.column, first, count, use)
+        place.sums[0] = place.sums[0] + bound(sums[0] + sums[1])
+
+    if k // BLOCK:
+        with T.serial(k // BLOCK) as block:
+            add(let(block * BLOCK), BLOCK)
+    if k % BLOCK:
+        add(tirx.const(k // BLOCK * BLOCK, "int64"), k % BLOCK)
+
+
+def _each_block(
+    gemm: TileGemm,
+    panel: Expr,
+    count: Expr,
+    total: int,
+    size: int,
+    emit: Callable[[Expr, int], None],
+) -> None:
+    """`emit(block, valid)` for the blocks of a panel, where K has `total` of what a block has
+    `size`.
+    """
+    left = total % size
+    with T.serial(count) as block:
+        IRBuilder.name("block", block)
+        if not left:
+            emit(block, size)
+            return
+        with T.If(panel * gemm.depth + block < gemm.blocks - 1):
+            with T.Then():
+                emit(block, size)
+            with T.Else():
+                emit(block, left)
