@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from lbcompiler.calibration.segments import Group
-from lbcompiler.calibration.simulator import Linears, Run, Simulator, dense, float_linears
+from lbcompiler.calibration.simulator import Run, Simulator, dense, float_linears
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.data import Feeds
 from lbcompiler.decisions.candidates import Choice, Solution
@@ -22,6 +23,7 @@ from lbcompiler.ir.rotation import Rotation
 from lbcompiler.verify import token_inputs
 
 WeightsOf = Callable[[str, Solution], Sequence[Quantized]]  # of a group's layers, in their order
+Results = Callable[[Array], Mapping[str, Array]]  # of one group: x (.., K) -> layer: y (.., N)
 
 ROWS = 256  # of logits worked on at a time
 FLOOR = 1e-12  # of a cost: below it float32 itself makes the difference
@@ -102,10 +104,20 @@ class Measurement:
         return fewer
 
     def plan(self, chosen: Mapping[str, Solution]) -> Divergence:
-        """The model with the chosen groups quantized, all others in float."""
-        linears, sums = self._linears(chosen), _Sums()
-        for feeds, reference in zip(self._feeds, self._references, strict=True):
-            self._add(sums, self.simulator.run(feeds, linears), reference)
+        """The model with the chosen groups quantized, all others in float.
+
+        All batches take each group together, so that weights of one group are held at a time; the
+        last one, whose outputs are as large as logits, they take one by one."""
+        runs, sums = [self.simulator.start(feeds) for feeds in self._feeds], _Sums()
+        *others, last = self.simulator.groups
+        for group in others:
+            linears = self._linears(group, chosen.get(group.name))
+            for run in runs:
+                self.simulator.finish(run, linears(self.simulator.reach(run)))
+        final = self._linears(last, chosen.get(last.name))
+        for reference in self._references:
+            run = runs.pop(0)
+            self._add(sums, self.simulator.resume(run, lambda _, x: final(x)), reference)
         return sums.divergence()
 
     def alone(
@@ -128,38 +140,34 @@ class Measurement:
     def _one(
         self, group: Group, solution: Solution, runs: Sequence[Run], inputs: Sequence[Array]
     ) -> Divergence:
-        linears, sums = self._linears({group.name: solution}), _Sums()
+        linears, sums = self._linears(group, solution), _Sums()
         for run, x, reference in zip(runs, inputs, self._references, strict=True):
             ahead = run.copy()
-            self.simulator.finish(ahead, linears(group, x))
+            self.simulator.finish(ahead, linears(x))
             self._add(sums, self.simulator.resume(ahead, self._float), reference)
         return sums.divergence()
 
-    def _linears(self, chosen: Mapping[str, Solution]) -> Linears:
-        """The chosen groups as their kernels will compute them, up to the order of float sums."""
-        held: dict[str, list[Array]] = {}  # by group, in float
+    def _linears(self, group: Group, solution: Solution | None) -> Results:
+        """The group as its kernels will compute it, up to the order of float sums."""
+        if solution is None:
+            return partial(self._float, group)
+        part, choice = self._parts[group.name], solution.choice
+        fmt = format_named(choice.weight_format)
+        held = [fmt.dequantize(q) for q in self._weights(group.name, solution)]
+        cut = choice.cut(group.name, group.k, reorders=group.name in self._reordering)
+        rest = Group(tuple(n for n in group.layers if n not in part), group.k)
 
-        def linears(group: Group, x: Array) -> dict[str, Array]:
-            solution = chosen.get(group.name)
-            if solution is None:
-                return dict(self._float(group, x))
-            if group.name not in held:
-                fmt = format_named(solution.choice.weight_format)
-                quantized = self._weights(group.name, solution)
-                held[group.name] = [fmt.dequantize(q) for q in quantized]
-            part, choice = self._parts[group.name], solution.choice
-            cut = choice.cut(group.name, group.k, reorders=group.name in self._reordering)
+        def linears(x: Array) -> dict[str, Array]:
             read = as_read(x if cut is None else cut.ordered(x), choice, self._seed)
             results = {
                 layer: dense(read, weight, self.simulator.bias(layer))
-                for layer, weight in zip(part, held[group.name], strict=True)
+                for layer, weight in zip(part, held, strict=True)
             }
             if cut is not None:
                 rows = x.reshape(-1, group.k)
                 for layer, y in results.items():
                     beside = cut.beside(rows, self.simulator.weight(layer))
                     y += beside.reshape(y.shape)
-            rest = Group(tuple(n for n in group.layers if n not in part), group.k)
             return results | dict(self._float(rest, x))
 
         return linears

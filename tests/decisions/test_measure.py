@@ -1,13 +1,18 @@
 import math
+import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
+from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator
+from lbcompiler.calibration.simulator import dense as simulator_dense
 from lbcompiler.decisions.candidates import Choice, Solution
 from lbcompiler.decisions.measure import Divergence, Measurement, _squares
 from lbcompiler.formats import FORMATS, Quantized
 from lbcompiler.frontend import import_model
+from lbcompiler.ir.model import Array
 from lbcompiler.metrics import Similarity, TokenAgreement
 from lbcompiler.passes import OBSERVE
 from lbcompiler.pipeline import run
@@ -30,7 +35,10 @@ def test_kl_and_noise_are_those_of_verify(fmt: str) -> None:
         simulator, [{"input_ids": ids}], {group.name: group.layers}, weights, None
     )
     found = measurement.plan({group.name: solution})
-    linears = measurement._linears({group.name: solution})
+
+    def linears(one: Group, x: Array) -> Mapping[str, Array]:
+        return measurement._linears(one, solution if one == group else None)(x)
+
     (ours,) = simulator.run({"input_ids": ids}, linears).values()
     (theirs,) = simulator.run({"input_ids": ids}, measurement._float).values()
     tokens, similarity = TokenAgreement(), Similarity()
@@ -41,6 +49,31 @@ def test_kl_and_noise_are_those_of_verify(fmt: str) -> None:
     ((name, alone),) = measurement.alone({group.name: [solution]})
     assert name == group.name
     assert alone == [found]
+
+
+def test_a_plan_holds_the_weights_of_one_group_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = Simulator(run(OBSERVE, import_model("models/tiny_lm.onnx", {})))
+    fmt, parts = FORMATS["mxint8"], {group.name: group.layers for group in simulator.groups}
+    held: list[weakref.ref[Array]] = []
+    most = 0
+
+    def dense(x: Array, weight: Array, bias: Array | None) -> Array:
+        nonlocal most
+        if all(weight is not known() for known in held):
+            held.append(weakref.ref(weight))
+        most = max(most, sum(known() is not None for known in held))
+        return simulator_dense(x, weight, bias)
+
+    def weights(group: str, _solution: Solution) -> list[Quantized]:
+        return [fmt.quantize(simulator.weight(layer)) for layer in parts[group]]
+
+    ids = np.load("models/tiny_lm_sample.npz")["input_ids"]
+    feeds = [{"input_ids": ids[:2]}, {"input_ids": ids[2:4]}]
+    measurement = Measurement(simulator, feeds, parts, weights, None)
+    monkeypatch.setattr("lbcompiler.decisions.measure.dense", dense)
+    measurement.plan(dict.fromkeys(parts, Solution(Choice("mxint8", "mxint8", "", "rceil"), 0.0)))
+    assert len(held) == sum(map(len, parts.values()))
+    assert most == max(map(len, parts.values()))
 
 
 def test_a_loss_that_is_no_number_is_the_worst_there_is() -> None:
