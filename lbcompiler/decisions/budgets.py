@@ -1,10 +1,11 @@
 """What each budget asks of a plan."""
 
+from lbcompiler.decisions.losses import BY_NOISE
 from lbcompiler.decisions.measure import Divergence
 from lbcompiler.decisions.plan import Plan, Planner
 from lbcompiler.errors import ConfigError
 
-HELD_TO = ("max_kl", "min_qsnr")  # what the model may lose, and not what it may take
+HELD_TO = ("max_kl", BY_NOISE)  # what the model may lose, and not what it may take
 
 
 def within_budget(planner: Planner, what: str, limit: float) -> Plan:
@@ -17,9 +18,10 @@ def within_budget(planner: Planner, what: str, limit: float) -> Plan:
         fastest = sum(min(row) for row in table.loads)
         return planner.within(limit * fastest, limit, "times the fastest kernels' time", fastest)
     if what == "max_kl":
-        return planner.cheapest(limit, _kl, f"a KL of {limit:g}")
+        return planner.cheapest(limit, _kl, lambda kl: f"a KL of {kl:.4g} nats a token")
+    noise = 10 ** (-limit / 10)
     return planner.cheapest(
-        10 ** (-limit / 10), lambda d: d.noise, f"a QSNR of {limit:g} dB (noise over signal)"
+        noise, lambda d: d.noise, lambda n: f"a QSNR of {Divergence(n).qsnr_db:.4g} dB"
     )
 
 
@@ -30,8 +32,3 @@ def _kl(divergence: Divergence) -> float:
             "named input_ids: use --min-qsnr"
         )
     return divergence.kl
-
-
-def cost_of(divergence: Divergence, budget: str) -> float:
-    """What is to be small under a budget."""
-    return divergence.noise if budget == "min_qsnr" else divergence.cost

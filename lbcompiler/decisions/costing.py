@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lbcompiler.config import FLOAT
-from lbcompiler.decisions.budgets import cost_of
 from lbcompiler.decisions.candidate_store import Solutions
 from lbcompiler.decisions.candidates import Solution
 from lbcompiler.decisions.cut import WIDE
 from lbcompiler.decisions.latency import KernelSeconds
+from lbcompiler.decisions.losses import cost_of
 from lbcompiler.decisions.measure import Divergence
 from lbcompiler.decisions.plan import Option, Table, bits_of
 from lbcompiler.ir.model import Array

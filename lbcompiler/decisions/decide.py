@@ -28,14 +28,14 @@ from lbcompiler.calibration.state import State
 from lbcompiler.calibration.tables import indexed_rows
 from lbcompiler.config import FLOAT_CANDIDATE, WEIGHT_ONLY, CompileConfig
 from lbcompiler.data import Feeds
-from lbcompiler.decisions.budgets import HELD_TO, cost_of, within_budget
+from lbcompiler.decisions.budgets import within_budget
 from lbcompiler.decisions.candidate_store import CandidateStore, Solutions, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Solution
 from lbcompiler.decisions.costing import Costing
 from lbcompiler.decisions.cut import OFF
 from lbcompiler.decisions.decided import Decided
 from lbcompiler.decisions.fold import Folder
-from lbcompiler.decisions.gate import CLEARLY, Gated, gated
+from lbcompiler.decisions.gate import Gated, gated
 from lbcompiler.decisions.latency import KernelSeconds
 from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.measured import Measured
@@ -227,7 +227,10 @@ class _Decider:
     def _smoothed(self, statistics: Statistics) -> Statistics:
         """The model smoothed where it helps, and what its linears read then."""
         name = f"smoothing-{_digest(self.key)}"
-        self.smoothing = smoothed(self.simulator, statistics, self._rounded, name, self.progress)
+        plain = self.residual.rounded
+        self.smoothing = smoothed(
+            self.simulator, statistics, self._rounded, plain, name, self.progress
+        )
         by_layer = self.smoothing.by_layer
         if not by_layer:
             return statistics
@@ -279,7 +282,12 @@ class _Decider:
         sensitivities = self._sensitivities(solutions)
         offers_float = FLOAT_CANDIDATE in self.config.candidates
         table = self.costing.table(solutions, sensitivities, offers_float=offers_float)
-        planner = Planner(table, self._measure)
+
+        def passed(plan: Plan) -> Plan:
+            picked, gate = self._gated(plan.chosen)
+            return table.plan(picked, gate.divergence or plan.divergence)
+
+        planner = Planner(table, self._measure, passed)
         plan = None if budget is None else within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
         if budget is None and len(self.config.candidates) == 1:
@@ -287,7 +295,7 @@ class _Decider:
         front = planner.front()
         picked, gate = self._gated({} if plan is None else plan.chosen)
         if plan is not None:
-            plan = table.plan(picked, gate.divergence or plan.divergence)
+            plan = passed(plan)
         decided = self._result(picked, gate, known.statistics, front)
         return decided, replace(
             known,
@@ -301,8 +309,7 @@ class _Decider:
     def _gated(self, picked: Mapping[str, Option]) -> tuple[dict[str, Option], Gated]:
         """What the whole model is better for; groups that stay in float are not asked about."""
         chosen = {g: o.solution for g, o in picked.items() if o.solution is not None}
-        clearly = 1.0 if self.budget in HELD_TO else CLEARLY
-        gate = gated(chosen, self._measure, self._alone, lambda d: cost_of(d, self.budget), clearly)
+        gate = gated(chosen, self._measure, self._alone, self.budget)
         put_back = {
             g: replace(picked[g], solution=gate.kept[g], bits=self.costing.bits(g, gate.kept[g]))
             for g in gate.dropped

@@ -82,20 +82,22 @@ def decision_of(solution: Solution | None, reason: str, seed: int | None) -> Dec
     )
 
 
-def reason_of(option: Option, rank: int, count: int, config: CompileConfig) -> str:
-    """In a few words: what was gained over plain rounding, and how sensitive the model is."""
+def reason_of(option: Option, ranked: str, config: CompileConfig) -> str:
+    """In a few words: what was gained over plain rounding, and how sensitive the model is, which
+    `ranked` says, "" for nothing.
+    """
     words = []
     if option.solution is not None:
         error, plain = option.solution.error, option.solution.plain_error
-        words.append(f"output error {error:.2e}, {plain:.2e} rounded to nearest")
+        words.append(f"relative output error {error:.2e}, {plain:.2e} rounded to nearest")
         if config.rotates and not option.solution.choice.hadamard:
             words.append("no rotation lowers it")
         if option.solution.choice.outliers:
             words.append(f"{option.solution.taken} channels split off for their outliers")
         elif config.outliers != OFF:
             words.append("no split lowers it")
-    if rank:
-        words.append(f"alone it costs {option.cost:.2e}, number {rank} of {count}")
+    if ranked:
+        words.append(ranked)
     return "; ".join(words)
 
 
@@ -111,6 +113,6 @@ def dropped_reason(solution: Solution) -> str:
     }
     differing = [how for name, how in said.items() if getattr(choice, name) != getattr(plain, name)]
     return (
-        f"output error {solution.plain_error:.2e} rounded to nearest; {solution.error:.2e} "
-        f"{', '.join(differing)}, but the model gains nothing by it"
+        f"relative output error {solution.plain_error:.2e} rounded to nearest; "
+        f"{solution.error:.2e} {', '.join(differing)}, but the model gains nothing by it"
     )

@@ -16,7 +16,9 @@ where all together gain so much that hardly one can lose."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lbcompiler.decisions.budgets import HELD_TO
 from lbcompiler.decisions.candidates import Solution
+from lbcompiler.decisions.losses import compared, cost_of
 from lbcompiler.decisions.measure import Divergence
 from lbcompiler.decisions.plan import Measure
 
@@ -30,7 +32,6 @@ BY_FAR = 0.7
 
 Chosen = Mapping[str, Solution]  # by group
 Alone = Callable[[Mapping[str, Sequence[Solution]]], Mapping[str, Sequence[Divergence]]]
-Cost = Callable[[Divergence], float]
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,22 @@ class Gated:
     said: str = ""
 
 
-def gated(
-    chosen: Chosen, measure: Measure, alone: Alone, cost: Cost, clearly: float = CLEARLY
-) -> Gated:
+def gated(chosen: Chosen, measure: Measure, alone: Alone, budget: str = "") -> Gated:
     """`chosen`, or the part of it that the model is better for; its bits are no more, nor is its
-    time. `alone` measures the model with one group quantized, in each way; with `clearly` 1 nothing
-    that loses more than `chosen` is kept.
+    time. `alone` measures the model with one group quantized, in each way; under a budget that the
+    model is held to nothing that loses more than `chosen` is kept.
     """
+    clearly = 1.0 if budget in HELD_TO else CLEARLY
     rounded = {group: solution.plain or solution for group, solution in chosen.items()}
     pairs = {g: [s, rounded[g]] for g, s in chosen.items() if s != rounded[g]}
     if not pairs:
         return Gated(chosen)
     plans = {"all rounded to nearest": rounded, "all as chosen": chosen}
     measured = {name: measure(plan) for name, plan in plans.items()}
+
+    def cost(divergence: Divergence) -> float:
+        return cost_of(divergence, budget)
+
     plain, as_chosen = map(cost, measured.values())
     if as_chosen >= BY_FAR * plain:
         gaining = {g for g, (own, other) in alone(pairs).items() if cost(own) < cost(other)}
@@ -68,6 +72,6 @@ def gated(
     for name, found in measured.items():
         if cost(found) < clearly * cost(measured[kept]):
             kept = name
-    losses = ", ".join(f"{cost(found):.4g} with {name}" for name, found in measured.items())
+    said = compared({f"with {name}": found for name, found in measured.items()}, budget)
     dropped = {g: s for g, s in chosen.items() if plans[kept][g] != s}
-    return Gated(plans[kept], dropped, measured[kept], f"{kept}: the model loses {losses}")
+    return Gated(plans[kept], dropped, measured[kept], f"{kept}: {said}")

@@ -16,6 +16,7 @@ from lbcompiler.decisions.decided import (
 )
 from lbcompiler.decisions.fold import Folder
 from lbcompiler.decisions.gate import Gated
+from lbcompiler.decisions.losses import BY_NOISE, alone_name
 from lbcompiler.decisions.plan import Option, Plan
 from lbcompiler.decisions.residual import Residual
 from lbcompiler.decisions.smooth import Smoothed
@@ -43,11 +44,11 @@ class Outcome:
         """Of a choice that was made from a front; without one there was none to make. picked: as
         it passed the gate.
         """
-        ranks = {g: i for i, g in enumerate(sorted(picked, key=lambda g: -picked[g].cost), 1)}
+        ranked = self._ranked(picked, front[0].divergence.kl is not None) if front else {}
         decisions, splits = {}, {}
         weights: dict[str, Callable[[], Quantized]] = {}
         for group, option in picked.items():
-            reason = reason_of(option, ranks[group] if front else 0, len(picked), self.config)
+            reason = reason_of(option, ranked.get(group, ""), self.config)
             if group in gate.dropped:
                 reason = dropped_reason(gate.dropped[group])
             loads = self._loads(group, option.solution)
@@ -80,6 +81,16 @@ class Outcome:
             folded,
             tuple(map(self._point, front)),
         )
+
+    def _ranked(self, picked: Mapping[str, Option], with_kl: bool) -> dict[str, str]:
+        """By group, how sensitive the model is to it."""
+        by_noise = self.config.budget is not None and self.config.budget[0] == BY_NOISE
+        what = alone_name(self.config.sensitivity, with_kl and not by_noise)
+        groups = sorted(picked, key=lambda group: -picked[group].cost)
+        return {
+            g: f"alone it costs {picked[g].cost:.2e} ({what}), number {i} of {len(groups)}"
+            for i, g in enumerate(groups, 1)
+        }
 
     @property
     def _stream_reason(self) -> str:

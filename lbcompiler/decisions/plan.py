@@ -59,6 +59,7 @@ class Plan:
 
 Measure = Callable[[Mapping[str, Solution]], Divergence]
 Value = Callable[[Divergence], float]
+Passed = Callable[["Plan"], "Plan"]  # what the gate leaves of a plan, measured
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,12 @@ def bits_of(fmt: str) -> float:
 
 
 class Planner:
-    """Finds plans in a table; every plan is measured once."""
+    """Finds plans in a table; every plan is measured once. What `passed` makes of one is asked only
+    where no plan keeps a limit as it is.
+    """
 
-    def __init__(self, table: Table, measure: Measure) -> None:
-        self.table, self._measure = table, measure
+    def __init__(self, table: Table, measure: Measure, passed: Passed = lambda plan: plan) -> None:
+        self.table, self._measure, self._passed = table, measure, passed
         self._known: dict[tuple[int, ...], Divergence] = {}
 
     def measured(self, picked: Sequence[int]) -> Plan:
@@ -158,8 +161,9 @@ class Planner:
                     best, least = trial, cost
         return best
 
-    def cheapest(self, limit: float, value: Value, unit: str) -> Plan:
-        """The plan of fewest bits, of those measured, whose measured `value` is at most `limit`.
+    def cheapest(self, limit: float, value: Value, said: Callable[[float], str]) -> Plan:
+        """The plan of fewest bits, of those measured, whose measured `value` is at most `limit`; if
+        there is none, of those that the gate brings there. `said`: a value with its unit.
 
         Costs may be in any unit: what the next plan may cost is scaled by what the last was
         measured to reach, between a cost that kept the limit and one that did not."""
@@ -174,14 +178,18 @@ class Planner:
             reached = value(self.measured(picked).divergence)
             low, high = (allowed, high) if reached <= limit else (low, allowed)
             allowed *= limit / max(reached, FLOOR)
-        plans = list(map(self.measured, self._known))
-        keeping = [plan for plan in plans if value(plan.divergence) <= limit]
-        if keeping:
-            return min(keeping, key=lambda plan: (plan.effective_bits, plan.divergence.cost))
-        best = min(value(plan.divergence) for plan in plans)
+        plans = sorted(
+            map(self.measured, self._known), key=lambda p: (p.effective_bits, p.divergence.cost)
+        )
+        best = math.inf
+        for found in (plans, map(self._passed, plans)):
+            for plan, left in zip(plans, found, strict=True):
+                if (reached := value(left.divergence)) <= limit:
+                    return plan
+                best = min(best, reached)
         raise ConfigError(
-            f"no choice of these formats reaches {unit}: the best of them gives {best:.4g} where "
-            f"{limit:.4g} was asked; ask for that, or offer wider formats "
+            f"no choice of these formats reaches {said(limit)}: the best of them gives "
+            f"{said(best)}; ask for a little worse than that, or offer wider formats "
             "(--formats ...,mxint8,float)"
         )
 

@@ -14,6 +14,8 @@ import numpy as np
 from lbcompiler.calibration.collect import Statistics
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.decisions.gate import CLEARLY
+from lbcompiler.decisions.losses import compared
+from lbcompiler.decisions.measure import Divergence
 from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.errors import ConfigError
 from lbcompiler.ir.constants import constant_of
@@ -27,10 +29,13 @@ LARGEST = 128  # of the blocks
 
 @dataclass(frozen=True)
 class Residual:
-    """Whether it is rotated, and why it is or is not."""
+    """Whether it is rotated, and why it is or is not; rounded: what the model then loses with all
+    groups rounded to nearest, None where that was not measured.
+    """
 
     rotation: Rotation | None
     reason: str
+    rounded: Divergence | None = None
 
     @property
     def said(self) -> str:
@@ -60,11 +65,14 @@ class ResidualSearch:
         if known is None:
             found = self._found()
             size = 0 if found.rotation is None else found.rotation.size
-            known = {"size": size, "reason": found.reason}
+            lost = found.rounded and [found.rounded.noise, found.rounded.kl]
+            known = {"size": size, "reason": found.reason, "rounded": lost}
             state.save_record(self.name, known)
         state.remove_folder(self.name)  # also what a kill before this line left
-        size, seed = int(known["size"]), self.rounded.options.seed
-        return Residual(Rotation(size, seed) if size else None, str(known["reason"]))
+        size, seed, lost = int(known["size"]), self.rounded.options.seed, known.get("rounded")
+        return Residual(
+            Rotation(size, seed) if size else None, str(known["reason"]), lost and Divergence(*lost)
+        )
 
     def _found(self) -> Residual:
         """Not rotated where the model has no stream that could be, and where it does not help."""
@@ -78,14 +86,13 @@ class ResidualSearch:
         if not any(layer in layers for part in self.rounded.parts.values() for layer in part):
             return Residual(None, "no layer that is quantized reads the residual stream")
         rotation = Rotation(size, self.rounded.options.seed)
-        plain, turned = self._cost(None, layers), self._cost(rotation, layers)
-        return Residual(
-            rotation if turned < CLEARLY * plain else None,
-            f"the model loses {plain:.3g} as it is and {turned:.3g} with its residual stream "
-            f"rotated in blocks of {size}",
-        )
+        plain, turned = self._loss(None, layers), self._loss(rotation, layers)
+        helps = turned.cost < CLEARLY * plain.cost
+        how = f"with its residual stream rotated in blocks of {size}"
+        said = compared({"as it is": plain, how: turned})
+        return Residual(rotation if helps else None, said, turned if helps else plain)
 
-    def _cost(self, rotation: Rotation | None, gains: Mapping[str, Any]) -> float:
+    def _loss(self, rotation: Rotation | None, gains: Mapping[str, Any]) -> Divergence:
         """What the model loses, all groups rounded to nearest; gains: of the norm that each layer
         on the stream reads, if any.
         """
@@ -103,7 +110,7 @@ class ResidualSearch:
             self.progress("residual", step * total + done, 2 * total)
 
         folder = f"{self.name}/{'plain' if rotation is None else rotation.name}"
-        return self.rounded.cost(simulator, sample, folder, progress)
+        return self.rounded.loss(simulator, sample, folder, progress)
 
 
 def _as_read(x: Array, gain: Array | None, rotation: Rotation) -> Array:

@@ -10,7 +10,7 @@ from lbcompiler.data import Feeds
 from lbcompiler.decisions.candidate_store import CandidateStore, make_candidates
 from lbcompiler.decisions.candidates import GroupProblem, Options
 from lbcompiler.decisions.cut import OFF
-from lbcompiler.decisions.measure import Measurement
+from lbcompiler.decisions.measure import Divergence, Measurement
 from lbcompiler.decisions.work import Work
 from lbcompiler.ir.model import Array
 from lbcompiler.pipeline import Progress
@@ -19,7 +19,7 @@ from lbcompiler.pipeline import Progress
 @dataclass(frozen=True)
 class RoundedModel:
     """parts: the layers that are decided of each group; formats: of weights and activations;
-    options: of which rotations are tried. Costs are kept in the state.
+    options: of which rotations are tried. What was measured is kept in the state.
     """
 
     parts: Mapping[str, Sequence[str]]
@@ -29,17 +29,17 @@ class RoundedModel:
     work: Work
     state: State
 
-    def cost(
+    def loss(
         self,
         simulator: Simulator,
         sample: Callable[[str], Array],
         folder: str,
         progress: Progress,
-    ) -> float:
+    ) -> Divergence:
         """Of `simulator`'s model; sample: rows (R, K) that a group of it reads."""
-        known = self.state.load_record(f"{folder}/cost")
+        known = self.state.load_record(f"{folder}/loss")
         if known is not None:
-            return float(known)
+            return Divergence(*known)
 
         def problem(group: str) -> GroupProblem:
             weights = tuple(map(simulator.weight, self.parts[group]))
@@ -54,6 +54,6 @@ class RoundedModel:
         solutions = {group: row[0] for group, row in found.items()}
         seed = self.options.seed
         measurement = Measurement(simulator, self.batches, self.parts, store.weights, seed)
-        cost = measurement.plan(solutions).cost
-        self.state.save_record(f"{folder}/cost", cost)
-        return cost
+        loss = measurement.plan(solutions)
+        self.state.save_record(f"{folder}/loss", [loss.noise, loss.kl])
+        return loss

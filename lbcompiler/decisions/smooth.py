@@ -10,6 +10,8 @@ from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.decisions.gate import CLEARLY
+from lbcompiler.decisions.losses import compared
+from lbcompiler.decisions.measure import Divergence
 from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.formats import format_named
 from lbcompiler.ir.model import Array
@@ -33,24 +35,25 @@ def smoothed(
     simulator: Simulator,
     statistics: Statistics,
     rounded: RoundedModel,
+    plain: Divergence | None,
     name: str,
     progress: Progress,
 ) -> Smoothed:
-    """Kept as `name` in the state folder."""
+    """Kept as `name` in the state folder. plain: what the model loses as it is, all groups rounded
+    to nearest, where that is known.
+    """
     state = rounded.state
     kept, record = state.load(name), state.load_record(name)
     if kept is None or record is None:
         kept, methods = _searched(simulator, statistics, rounded, progress)
         said = "not smoothed: no layer gains from it"
         if found := _by_layer(kept, methods, rounded.parts):
-            plain, smooth = (
-                _cost(simulator, statistics, rounded, by_layer, name, progress)
-                for by_layer in ({}, found)
-            )
-            helps = smooth < CLEARLY * plain
+            smooth = _loss(simulator, statistics, rounded, found, name, progress)
+            plain = plain or _loss(simulator, statistics, rounded, {}, name, progress)
+            helps = smooth.cost < CLEARLY * plain.cost
             methods = methods if helps else {}
-            said = f"{'smoothed' if helps else 'not smoothed'}: the model loses {plain:.3g} "
-            said += f"as it is and {smooth:.3g} smoothed"
+            said = f"{'smoothed' if helps else 'not smoothed'}: "
+            said += compared({"as it is": plain, "smoothed": smooth})
         record = {"methods": methods, "said": said}
         state.save(name, kept)
         state.save_record(name, record)
@@ -68,14 +71,14 @@ def _by_layer(
     }
 
 
-def _cost(
+def _loss(
     simulator: Simulator,
     statistics: Statistics,
     rounded: RoundedModel,
     by_layer: Mapping[str, Smoothing],
     name: str,
     progress: Progress,
-) -> float:
+) -> Divergence:
     """What the model loses with these smoothings, all groups rounded to nearest."""
     held = simulator
     if by_layer:
@@ -88,7 +91,7 @@ def _cost(
     def told(_stage: str, done: int, total: int) -> None:
         progress("smooth", done, total)
 
-    return rounded.cost(held, sample, f"{name}/{'smooth' if by_layer else 'plain'}", told)
+    return rounded.loss(held, sample, f"{name}/{'smooth' if by_layer else 'plain'}", told)
 
 
 def _searched(

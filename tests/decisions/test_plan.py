@@ -1,6 +1,7 @@
 """Plans of the fewest bits within a measured limit, whatever unit the costs are in."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from lbcompiler.decisions.budgets import within_budget
 from lbcompiler.decisions.candidates import Choice, Solution
 from lbcompiler.decisions.measure import Divergence
-from lbcompiler.decisions.plan import Option, Planner, Table, bits_of
+from lbcompiler.decisions.plan import Option, Plan, Planner, Table, bits_of
 from lbcompiler.errors import ConfigError
 
 FORMATS = ("nvfp4", "mxfp6", "mxint8")
@@ -68,7 +69,7 @@ def test_a_plan_that_was_measured_is_not_forgotten() -> None:
 def test_a_limit_beyond_all_says_the_best() -> None:
     best = float(LOSSES[:, -1].sum())
     planner = Planner(table(lambda loss: 1000 * loss), measured)
-    with pytest.raises(ConfigError, match=rf"best of them gives {best:.4g} where"):
+    with pytest.raises(ConfigError, match=rf"best of them gives a KL of {best:.4g} nats a token"):
         within_budget(planner, "max_kl", best / 2)
 
 
@@ -92,3 +93,25 @@ def test_one_format_everywhere_stays_unless_a_mixture_is_clearly_better(
     planner = Planner(Table(options, dict.fromkeys(options, 1)), of_model)
     plan = within_budget(planner, "effective_bits", 4.5)
     assert (len({option.format for option in plan.chosen.values()}) > 1) == is_mixed
+
+
+def test_where_no_plan_keeps_a_limit_those_that_the_gate_brings_there_are_looked_at() -> None:
+    asked: list[Plan] = []
+
+    def passed(plan: Plan) -> Plan:
+        asked.append(plan)
+        kl = plan.divergence.kl
+        assert kl is not None
+        return replace(plan, divergence=Divergence(kl / 14, kl / 2))
+
+    best = float(LOSSES[:, -1].sum())
+    planner = Planner(table(lambda loss: loss), measured, passed)
+    within_budget(planner, "max_kl", best)
+    assert not asked
+    plan = within_budget(planner, "max_kl", 0.9 * best)
+    assert plan.divergence.kl == pytest.approx(best)
+    assert [p.effective_bits for p in asked] == sorted(p.effective_bits for p in asked)
+    with pytest.raises(
+        ConfigError, match=rf"reaches a KL of {0.4 * best:.4g}.*{best / 2:.4g} nats"
+    ):
+        within_budget(planner, "max_kl", 0.4 * best)

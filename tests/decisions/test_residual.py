@@ -10,6 +10,8 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 
 import lbcompiler
+from lbcompiler.decisions.measure import Divergence
+from lbcompiler.decisions.rounded import RoundedModel
 from lbcompiler.decisions.work import Work
 
 ROWS, WIDTH = 64, 64
@@ -109,13 +111,35 @@ def test_a_rotation_that_helps_is_kept(fmt: str, quantizer: str, tmp_path: Path)
 def test_a_rotation_that_hurts_is_dropped(fmt: str, tmp_path: Path) -> None:
     artifact = compiled("sparse", tmp_path, format=fmt, rotate_residual="auto")
     assert reasons(artifact) == [False] * 4
-    assert artifact.manifest.residual.startswith("not rotated: the model loses")
+    assert artifact.manifest.residual.startswith("not rotated: the model's QSNR in dB is ")
 
 
 def test_what_helps_the_layers_and_not_the_model_is_dropped(tmp_path: Path) -> None:
     """The first layer's noise, in proportion to the loud channels, would reach all of them."""
     assert (
         reasons(compiled("loud", tmp_path, format="nvint4", rotate_residual="auto")) == [False] * 4
+    )
+
+
+def test_a_smoothing_is_judged_beside_what_the_rotation_was_judged_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[Divergence] = []
+
+    def loss(*arguments: Any) -> Divergence:
+        losses.append(measured(*arguments))
+        return losses[-1]
+
+    measured = RoundedModel.loss
+    monkeypatch.setattr(RoundedModel, "loss", loss)
+    said = {"format": "mxint8", "exclude": "^s$", "smooth": "auto"}
+    manifest = compiled("loud", tmp_path, rotate_residual="auto", **said).manifest
+    plain, turned, smooth = (f"{loss.qsnr_db:.4g}" for loss in losses)
+    assert manifest.residual.startswith(
+        f"rotated: the model's QSNR in dB is {plain} as it is, {turned} with "
+    )
+    assert manifest.smoothing == (
+        f"smoothed: the model's QSNR in dB is {turned} as it is, {smooth} smoothed"
     )
 
 
