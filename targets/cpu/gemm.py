@@ -136,7 +136,8 @@ def _nothing() -> None:
 class Way:
     """How `least` rows and more are computed: the register tile, the rows of a task, its inside;
     `before`: what is done once before all tasks; tasks: how many there are to be where rows allow,
-    0 for short chunks where there are few columns.
+    0 for short chunks where there are few columns; whether `body` adds to sums that are zero, or
+    makes them.
     """
 
     least: int
@@ -145,6 +146,7 @@ class Way:
     body: Body
     before: Callable[[], None] = _nothing
     tasks: int = 0
+    adds: bool = True
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,12 @@ def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
 
 
 def one_by_one(task: Task, add: Add) -> None:
-    """All of a task, a row of 16 columns at a time: for what its register tiles cannot do."""
+    """Makes the sums of a task, 16 columns of a row at a time: for what its register tiles cannot."""
     tile = task.tile
     with T.serial(task.count) as i, T.serial(tile.rows) as r, T.serial(tile.columns) as j:
         lanes = at(tile.lane(r, j), COLUMNS)
         sums = Registers(1, "float32", COLUMNS)
-        sums[0] = task.held[i, lanes]
+        sums[0] = splat(0.0, "float32", COLUMNS)
         row, column = bound(task.row(i) + r), bound(task.column + j)
         add(Place(Tile(1, 1), sums, i, row, column))
         T.buffer_store(task.held, sums[0], [i, lanes])
@@ -235,9 +237,10 @@ def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
             for j in range(tile.columns)
             for v in range(0, COLUMNS, isa.lanes)
         ]
-        with T.serial(task.count) as i:
-            for lane in lanes:
-                T.buffer_store(held, splat(0.0, "float32", isa.lanes), [i, lane])
+        if way.adds:
+            with T.serial(task.count) as i:
+                for lane in lanes:
+                    T.buffer_store(held, splat(0.0, "float32", isa.lanes), [i, lane])
 
         def each_tile(add: Add) -> None:
             with T.serial(task.count) as i:

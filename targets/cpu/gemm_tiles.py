@@ -31,7 +31,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import amx
-from lbcompiler.targets.cpu.gemm import Choices, Config, EachTile, Task, Tile, Way
+from lbcompiler.targets.cpu.gemm import FEW_GROUPS, Choices, Config, EachTile, Task, Tile, Way
 from lbcompiler.targets.cpu.intrinsics import Expr, bound
 from lbcompiler.targets.cpu.layout import tiles
 
@@ -42,7 +42,7 @@ TASKS = 8  # where rows allow: more would decode weights again
 CHOICES = Choices(
     (16, 32),
     (4, 6, 8, 10, 12, 16),
-    Config(rows=32, columns=8, depth=256, chunk=256, few_columns=2, small_columns=1),
+    Config(rows=32, columns=8, depth=320, chunk=256, few_columns=2, small_columns=1),
 )
 SUMS = 4  # tiles of a register tile; those of its operands come behind them
 
@@ -65,9 +65,12 @@ class Panel(Protocol):
 
 
 def tile_config(default: Config, n: int, k: int) -> Config:
-    """A default for a shape: column groups that overlap little, one panel where K is short."""
+    """A default for a shape: column groups that overlap little, wide where there are many of them;
+    one panel where K is short.
+    """
     count = tiles(n)
-    widths = sorted(COLUMN_GROUPS, key=lambda c: (-(-count // c) * c, abs(c - default.columns)))
+    wanted = max(default.columns, min(COLUMN_GROUPS[-1], count // FEW_GROUPS))
+    widths = sorted(COLUMN_GROUPS, key=lambda c: (-(-count // c) * c, abs(c - wanted)))
     return replace(default, columns=widths[0], depth=ONE_PANEL if k <= ONE_PANEL else default.depth)
 
 
@@ -95,7 +98,7 @@ def tile_ways(
             inside(gemm, packed[0], task)
 
         tile = Tile(height, config.columns)
-        return Way(height, tile, config.chunk, body, before, TASKS)
+        return Way(height, tile, config.chunk, body, before, TASKS, adds=False)
 
     return [way(height) for height in range(height_of(config.rows), 0, -amx.ROWS)]
 
