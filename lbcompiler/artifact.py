@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 3
 MANIFEST, CODE, WEIGHTS, REPORT = "manifest.json", "model.so", "weights.safetensors", "report.json"
 
+JUDGED = {"residual": "residual stream", "smoothing": "smoothing", "gate": "whole model"}
+
+
+def judged(found: Any) -> dict[str, str]:
+    """What a manifest or an analysis says that was decided by the model's output as a whole, by
+    what people call it.
+    """
+    return {called: why for name, called in JUDGED.items() if (why := getattr(found, name))}
+
 
 def kernels_file(isa: str) -> str:
     """What a device runs, where it is not the processor."""
@@ -206,12 +215,7 @@ class Manifest(Record):
     @property
     def judged(self) -> dict[str, str]:
         """What was decided by the model's output as a whole, and what was measured of it."""
-        said = {
-            "residual stream": self.residual,
-            "smoothing": self.smoothing,
-            "whole model": self.gate,
-        }
-        return {name: why for name, why in said.items() if why}
+        return judged(self)
 
     @property
     def isas(self) -> list[str]:

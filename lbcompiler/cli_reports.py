@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from lbcompiler.tuning.tuner import Outcome, Tuner
     from lbcompiler.verify import Verification
 
-SENSITIVITIES = {
-    "model": "noise of the model's output",
-    "output": "relative error of the layers' own output",
-    "fisher": "loss of the model that gradients expect",
-}
 MOST_SENSITIVE = 12  # groups of layers that a terminal shows
 LAYER_COLUMNS = (
     "layer",
@@ -77,7 +72,10 @@ def compiled(
     for name, said in manifest.judged.items():
         print_line(f"{name}: {said}")
     if manifest.pareto:
-        print_line("what other budgets would give (lbc inspect --json: every layer's format):")
+        print_line(
+            "what other budgets would give before the gate on the whole model "
+            "(lbc inspect --json: every layer's format):"
+        )
         _print_front(manifest.pareto)
     if manifest.tuning is not None:
         print_line(_tuning(manifest.tuning))
@@ -92,10 +90,9 @@ def analyzed(found: "Analysis", output: Path | None, as_json: bool) -> None:
         print_json({"report": None if output is None else str(output), **asdict(found)})
         return
     formats = [option.name for option in found.groups[0].options]
-    what = SENSITIVITIES[found.sensitivity]
-    if found.groups[0].options[0].kl is not None:
-        what = "KL of the model"
-    print_line(f"{what}, one group of layers alone in each format, the most sensitive first:")
+    print_line(
+        f"{found.cost_name}: one group of layers alone in each format, the most sensitive first"
+    )
     rows = [
         (group.name, len(group.layers), *(option.cost for option in group.options))
         for group in found.groups[:MOST_SENSITIVE]
@@ -103,9 +100,12 @@ def analyzed(found: "Analysis", output: Path | None, as_json: bool) -> None:
     print_table(("first layer", "layers", *formats), rows)
     if left := len(found.groups) - len(rows):
         print_line(f"{left} more groups are in the report")
+    print_line("measured plans, before the gate that only a chosen one passes:")
     _print_front(found.front)
+    for name, said in found.judged.items():
+        print_line(f"{name}: {said}")
     if found.chosen is not None:
-        kl = "" if found.chosen.kl is None else f"KL {found.chosen.kl:.4g}, "
+        kl = "" if found.chosen.kl is None else f"KL {found.chosen.kl:.4g} nats a token, "
         print_line(
             f"the compiler would choose: {found.chosen.effective_bits:.4g} bits a weight, "
             f"{kl}QSNR {found.chosen.qsnr_db:.4g} dB"
@@ -116,7 +116,7 @@ def analyzed(found: "Analysis", output: Path | None, as_json: bool) -> None:
 
 def _print_front(points: Iterable[Any]) -> None:
     rows = [(p.effective_bits, p.kl, p.qsnr_db) for p in points]
-    print_table(("effective bits", "kl", "qsnr_db"), rows)
+    print_table(("bits a weight", "KL, nats a token", "QSNR, dB"), rows)
 
 
 def _tuning(record: "TuningRecord") -> str:

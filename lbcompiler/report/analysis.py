@@ -4,6 +4,8 @@ shows (docs/json.md describes every field)."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lbcompiler.artifact import judged
+from lbcompiler.decisions.losses import alone_name
 from lbcompiler.report.outliers import Outliers
 
 
@@ -125,7 +127,9 @@ class Budget:
 class Analysis:
     """groups: the most sensitive first, by what they cost in `ranked_by`, the candidate of fewest
     bits; sensitivity: "model", "output" or "fisher", what those costs are of. front: few bits
-    first, none beats another; chosen: None where no budget said which.
+    first, none beats another; chosen: None where no budget said which. residual, smoothing, gate:
+    what was decided by the whole model, as in a manifest; of these plans chosen alone has passed
+    the gate.
     """
 
     model: str
@@ -141,6 +145,19 @@ class Analysis:
     uniform: tuple[PlanFigures, ...]
     front: tuple[PlanFigures, ...]
     chosen: PlanFigures | None
+    residual: str = ""
+    smoothing: str = ""
+    gate: str = ""
+
+    @property
+    def cost_name(self) -> str:
+        """What the cost of an option is, with its unit."""
+        return alone_name(self.sensitivity, all(plan.kl is not None for plan in self.uniform))
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """What was decided by the model's output as a whole, and what was measured of it."""
+        return judged(self)
 
 
 def named(fmt: str, is_split: bool) -> str:

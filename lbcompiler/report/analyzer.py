@@ -192,6 +192,7 @@ def _analysis(
         uniform=tuple(_plan(known, plan) for plan in known.uniform),
         front=tuple(_plan(known, plan) for plan in known.front),
         chosen=None if known.plan is None else _plan(known, known.plan),
+        **decided.about,
     )
 
 

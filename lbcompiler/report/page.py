@@ -58,7 +58,8 @@ BUDGETS = {
 
 FRONT_TEXT = (
     "Every point is a plan, a format for each layer, measured on the whole model with data that "
-    "nothing was learned from. On the line are those that no other beats."
+    "nothing was learned from. On the line are those that no other beats. They are measured before "
+    "the gate on the whole model, which only what is chosen passes."
 )
 PLANS_TEXT = (
     "Each column is a measured plan, each row a group of layers: those that read one input (q, k, "
@@ -179,12 +180,13 @@ def _header(analysis: Analysis, title: str) -> str:
     ]
     if analysis.chosen is not None:
         facts.append(("chosen", _plan_text(analysis.chosen)))
+    facts += analysis.judged.items()
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
     return f"<header><h1>{title}</h1><dl>{items}</dl></header>\n"
 
 
 def _plan_text(plan: PlanFigures) -> str:
-    kl = "" if plan.kl is None else f", KL {plan.kl:.3g}"
+    kl = "" if plan.kl is None else f", KL {plan.kl:.3g} nats a token"
     return f"{plan.effective_bits:.2f} bits a weight{kl}, QSNR {plan.qsnr_db:.1f} dB"
 
 
@@ -213,8 +215,8 @@ def _best_uniform(analysis: Analysis) -> PlanFigures | None:
 def _sensitivity_text(analysis: Analysis) -> str:
     return (
         f"What quantizing one group alone, all others in float, {EFFECTS[analysis.sensitivity]}. "
-        f"Sorted by what "
-        f"{analysis.ranked_by} costs there; click a format in the legend to hide it."
+        f"Sorted by what {analysis.ranked_by} costs there ({analysis.cost_name}); click a format "
+        "in the legend to hide it."
     )
 
 

@@ -23,10 +23,6 @@ RIGHT = 84  # pixels, of the colour bar
 NUMBERED = 2500  # cells of a heat map that have their number written in
 LOUDEST_DB = 80.0  # of the colors: a tensor that a format holds exactly has no end
 WARM_TO_COOL = [[0, "#ee8866"], [0.35, "#f8d48a"], [0.65, "#e3efb2"], [1, "#77c9b8"]]  # all light
-COSTS = {
-    "output": "relative error of its own output",
-    "fisher": "loss of the model that gradients expect",
-}
 
 
 @dataclass(frozen=True)
@@ -179,20 +175,13 @@ def sensitivity(analysis: Analysis) -> Chart:
         "xaxis": {
             **log_axis([option.cost for group in groups for option in group.options]),
             "side": "top",
-            "title": {"text": _cost_name(analysis), "standoff": 6},
+            "title": {"text": analysis.cost_name, "standoff": 6},
         },
         "legend": {"orientation": "v", "x": 1.01, "y": 1, "tracegroupgap": 0},
     }
     chart["layout"]["margin"] |= {"t": 64, "r": 110}
     chart["layout"]["height"] += 64
     return chart
-
-
-def _cost_name(analysis: Analysis) -> str:
-    if analysis.sensitivity != "model":
-        return COSTS[analysis.sensitivity]
-    with_kl = all(option.kl is not None for g in analysis.groups for option in g.options)
-    return "KL of the model, nats a token" if with_kl else "noise over signal of the worst output"
 
 
 def _of_layers(figure: go.Figure, names: Sequence[str], columns: Columns | None) -> Chart:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,38 @@ def test_a_budget_chooses_and_gives_reasons(folder: Path) -> None:
         assert layer.chosen is not None
         assert layer.chosen.format == found.chosen.plan[layer.name]
         assert "output error" in layer.chosen.reason
+
+
+def test_what_the_whole_model_decided_is_shown(folder: Path, tmp_path: Path) -> None:
+    said = {
+        "quantizer": "gptq",
+        "hadamard": "auto",
+        "smooth": "auto",
+        "rotate_residual": "auto",
+        "effective_bits": 7.0,
+    }
+    found = analyzed(folder, output=tmp_path / "r.html", **said)
+    assert list(found.judged) == ["residual stream", "smoothing", "whole model"]
+    assert "the model's KL in nats a token is " in found.gate
+    text = (tmp_path / "r.html").read_text()
+    for name, why in found.judged.items():
+        assert f"<dt>{name}</dt><dd>{escape(why)}</dd>" in text
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in said.items()]
+    data = ["--calibration-data", folder / "ids.npz", "--formats", "nvfp4,mxint8"]
+    result = lbc(
+        "analyze", folder / "lm.onnx", *data, *options, "--state", folder / "state",
+        "-o", tmp_path / "again.html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    lines = "".join(result.stdout.split())
+    for name, why in found.judged.items():
+        assert "".join(f"{name}: {why}".split()) in lines
+
+
+def test_before_the_gate_is_said_where_nothing_is_chosen(folder: Path, tmp_path: Path) -> None:
+    found = analyzed(folder, output=tmp_path / "r.html")
+    assert found.gate == ""
+    assert "measured before the gate on the whole model" in (tmp_path / "r.html").read_text()
 
 
 def test_a_budget_that_cannot_be_met_says_what_can(folder: Path) -> None:
@@ -195,7 +228,7 @@ def test_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.exit_code == 0, result.output
     assert (folder / "lm.html").exists()
     assert "the compiler would choose" in result.stdout
-    assert "KL of the model, one group of layers alone" in result.stdout
+    assert "KL of the model, nats a token: one group of layers alone" in result.stdout
     result = lbc("analyze", *said, *how, "--json", "--act-format", "nvfp5")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["kind"] == "ConfigError"
