@@ -191,7 +191,7 @@ def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
 
 
 def one_by_one(task: Task, add: Add) -> None:
-    """Makes the sums of a task, 16 columns of a row at a time: for what its register tiles cannot."""
+    """Makes the sums of a task, 16 columns of a row at a time; what its register tiles cannot."""
     tile = task.tile
     with T.serial(task.count) as i, T.serial(tile.rows) as r, T.serial(tile.columns) as j:
         lanes = at(tile.lane(r, j), COLUMNS)
