@@ -42,7 +42,7 @@ TASKS = 8  # where rows allow: more would decode weights again
 CHOICES = Choices(
     (16, 32),
     (4, 6, 8, 10, 12, 16),
-    Config(rows=32, columns=8, depth=320, chunk=256, few_columns=2, small_columns=1),
+    Config(rows=32, columns=8, depth=320, chunk=512, few_columns=2, small_columns=1),
 )
 SUMS = 4  # tiles of a register tile; those of its operands come behind them
 
