@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 OURS = "lbcompiler"
 NAMES = {
     "dot": "int8",
-    "tiles": "AMX int8",
-    "bf16_tiles": "AMX bfloat16",
+    "tiles": "AMX bfloat16",
     "bf16": "bfloat16",
     "fma": "float32",
     "read": "DRAM read",

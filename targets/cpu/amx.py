@@ -15,13 +15,15 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from lbcompiler.targets.cpu.intrinsics import Expr, let
+from lbcompiler.targets.cpu.intrinsics import Expr, bound, call, let
 from lbcompiler.targets.cpu.isa import ARCH_PRCTL, REQUEST, TILE_DATA
 
 TILES = 8
 ROWS = 16  # of a tile
 ROW_BYTES = 64
 _PALETTE = 1
+_GET_AFFINITY = 204  # the system call's number on x86-64
+_MASK_WORDS = 64  # of 64 processors each
 _REFUSED = (
     "the system refuses AMX tiles to this process (arch_prctl ARCH_REQ_XCOMP_PERM): compile for "
     "--target cpu:avx512_vnni, or run on Linux 5.16 or newer where a filter of system calls lets "
@@ -37,6 +39,19 @@ def request() -> None:
     refused = let(tirx.call_extern("int64", "syscall", *numbers))
     with T.Assert(refused == 0, _REFUSED):
         pass
+
+
+def processors() -> Expr:
+    """How many the calling thread may run on, 1 or more: sched_getaffinity(2)."""
+    mask = T.alloc_buffer((_MASK_WORDS,), "int64")
+    for i in range(_MASK_WORDS):
+        T.buffer_store(mask, tirx.const(0, "int64"), [i])
+    numbers = [tirx.const(number, "int64") for number in (_GET_AFFINITY, 0, 8 * _MASK_WORDS)]
+    T.evaluate(tirx.call_extern("int64", "syscall", *numbers, tirx.address_of(mask[0])))
+    count = tirx.const(0, "int64")
+    for i in range(_MASK_WORDS):
+        count = count + call("int64", "llvm.ctpop", mask[i])
+    return bound(tirx.max(count, tirx.const(1, "int64")))
 
 
 def configure(shapes: Sequence[tuple[int, int]]) -> None:
@@ -76,11 +91,6 @@ def zero(tile: int) -> None:
 def dot_bf16(total: int, a: int, b: int) -> None:
     """Tile `total` += a . b."""
     _call("llvm.x86.tdpbf16ps", _number(total), _number(a), _number(b))
-
-
-def dot_int8(total: int, a: int, b: int) -> None:
-    """Tile `total`, int32, += a . b of int8, four k's where bfloat16 has two."""
-    _call("llvm.x86.tdpbssd", _number(total), _number(a), _number(b))
 
 
 def _number(tile: int) -> Expr:

@@ -12,7 +12,7 @@ from lbcompiler.formats import BlockFormat, Quantized
 from lbcompiler.ir.prologue import Prologue
 from lbcompiler.ir.rotation import Rotation
 from lbcompiler.targets.configs import Tuned
-from lbcompiler.targets.cpu.gemm import SMALL_M, Config
+from lbcompiler.targets.cpu.gemm import Config
 from lbcompiler.targets.cpu.hadamard import hadamard_kernel
 from lbcompiler.targets.cpu.isa import Isa
 from lbcompiler.targets.cpu.kernels import LinearKernel, kernel_for
@@ -113,8 +113,8 @@ def _weights(
 
 def ceiling_of(kernel: LinearKernel, m: int) -> str:
     """The bound of `ceilings.py` that a kernel's arithmetic has for m rows."""
-    if kernel.isa.has_tiles and kernel.act is not None and m >= SMALL_M:
-        return "tiles" if kernel.is_integer else "bf16_tiles"
+    if kernel.takes_tiles(m):
+        return "tiles"
     if kernel.is_integer:
         return "dot"
     return "bf16" if kernel.takes_pairs else "fma"

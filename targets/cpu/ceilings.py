@@ -4,7 +4,7 @@ linear's speed is a share of.
 | ceiling | its kernel | unit |
 |---|---|---|
 | `dot` | int8 dot products between registers (`intrinsics.dot`) | GOP/s, 2 a product and sum |
-| `tiles`, `bf16_tiles` | AMX tiles of int8, of bfloat16 (`amx`), where the ISA has them | GOP/s |
+| `tiles` | products of AMX tiles of bfloat16 (`amx.dot_bf16`), where the ISA has them | GOP/s |
 | `bf16` | bfloat16 products between registers (`dot_bf16`), where the ISA has them | GFLOP/s |
 | `fma` | float32 FMAs between registers | GFLOP/s |
 | `read` | every byte of a buffer that no cache holds, once, some streams a thread | GB/s |
@@ -28,7 +28,6 @@ from lbcompiler.targets.cpu.layout import COLUMNS
 
 CHAINS = {16: 20, 8: 8}  # independent sums by lanes: latency x throughput, within the registers
 TILES = 4  # independent sums of AMX tiles, as chains of vectors
-TILE_PEAKS = {"tiles": (amx.dot_int8, 1), "bf16_tiles": (amx.dot_bf16, 2)}  # bytes of an operand
 STEPS = 400_000  # about two milliseconds: starting the threads takes some ten microseconds
 READ_BYTES = 1 << 28  # far above any cache of these machines
 STREAMS = 2  # a thread reads at once: 3 % more than one, and more of them add nothing (Zen 5)
@@ -70,7 +69,7 @@ def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
     peaks = _peaks(isa)
     functions = {name: _peak(isa, threads, peak) for name, peak in peaks.items()}
     if isa.has_tiles:
-        functions |= {name: _tiles(threads, product) for name, (product, _) in TILE_PEAKS.items()}
+        functions["tiles"] = _tiles(threads)
     functions["read"] = _read(threads)
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
     module = tvm.compile(tvm.IRModule(named), target=isa.tvm_target())
@@ -78,10 +77,9 @@ def ceilings(isa: Isa, threads: int) -> dict[str, Ceiling]:
         name: _peak_ceiling(module[name], isa, threads, peak) for name, peak in peaks.items()
     }
     if isa.has_tiles:
-        for name, (_, size) in TILE_PEAKS.items():
-            products = amx.ROWS * COLUMNS * amx.ROW_BYTES // size
-            operations = 2.0 * threads * (STEPS // TILES * TILES) * products
-            found[name] = Ceiling(module[name], operations)
+        products = amx.ROWS * COLUMNS * amx.ROW_BYTES // 2
+        operations = 2.0 * threads * (STEPS // TILES * TILES) * products
+        found["tiles"] = Ceiling(module["tiles"], operations)
     return found
 
 
@@ -143,7 +141,7 @@ def _peak(isa: Isa, threads: int, peak: Peak) -> Any:
     return builder.get()
 
 
-def _tiles(threads: int, product: Callable[[int, int, int], None]) -> Any:
+def _tiles(threads: int) -> Any:
     """PrimFunc(): products of whole tiles of zeros, TILES independent sums, STEPS in all."""
     with kernel() as builder, root_block():
         amx.request()
@@ -153,7 +151,7 @@ def _tiles(threads: int, product: Callable[[int, int, int], None]) -> Any:
             with T.serial(STEPS // TILES) as i:
                 IRBuilder.name("step", i)
                 for total in range(TILES):
-                    product(total, TILES, TILES + 1)
+                    amx.dot_bf16(total, TILES, TILES + 1)
             amx.release()
     return builder.get()
 

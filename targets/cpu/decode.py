@@ -9,13 +9,16 @@ them.
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import tirx
 
 from lbcompiler.formats import Element
+from lbcompiler.formats.scales import E8M0_BIAS
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     bits_of,
     bound,
+    call,
     cast,
     choose,
     difference_or_zero,
@@ -26,12 +29,14 @@ from lbcompiler.targets.cpu.intrinsics import (
     look_up_float,
     maximum,
     real_of,
+    vector,
     wide,
 )
 from lbcompiler.targets.cpu.isa import GENERIC, Isa
 from lbcompiler.targets.cpu.layout import offset_mask
 
 NAN_BITS = 0x7FC00000
+_BFLOAT16 = 7  # bits of its mantissa
 
 
 def group_count(element: Element) -> int:
@@ -101,6 +106,53 @@ def real_value(isa: Isa, element: Element, stored: Expr) -> Expr:
     value = _magnitude(element, code, "int32")
     negative = like(code, "int32", 0) - value
     return cast("float32", choose(_is_negative(element, code, "int32"), negative, value))
+
+
+def raised(words: Expr, exponent: Expr) -> Expr:
+    """bfloat16 * 2^exponent of int16 lanes whose exponents stay normal: `exponent` is shifted to
+    theirs (`exponents_of_words`). Zeros must be +0, and stay.
+    """
+    zero = like(words, "int16", 0)
+    return bound(choose(tirx.NE(words, zero), words + exponent, zero))
+
+
+def exponents_of_words(stored: Expr) -> Expr:
+    """What `raised` adds for 16 E8M0 bytes: int16x32, each for two words."""
+    byte = cast("int32", stored)
+    exponent = bound((byte - like(byte, "int32", E8M0_BIAS)) << like(byte, "int32", _BFLOAT16))
+    both = (exponent & like(exponent, "int32", 0xFFFF)) | exponent << like(exponent, "int32", 16)
+    return bound(tirx.reinterpret(wide("int16", 2 * lanes_of(stored)), both))
+
+
+def byte_words(element: Element, code: Expr, exponent: Expr) -> Expr:
+    """Codes of E4M3 or E5M2 in 32 lanes of int16 -> the bits of bfloat16 * 2^exponent.
+
+    The fields of a normal number move up and get another bias; subnormals, and what is no finite
+    number, are looked up: `vpermw` takes the low five bits of a code.
+    """
+    mantissa, sign = element.mantissa_bits, 1 << (element.bits - 1)
+    magnitudes = element.values[:sign]
+    subnormals, finite = 1 << mantissa, int(np.isfinite(magnitudes).sum())
+    low, high = magnitudes[:subnormals], magnitudes[-subnormals:]
+    values = np.concatenate([low, np.zeros(32 - 2 * subnormals), high]).astype(np.float32)
+    table = tirx.reinterpret("int16x32", word_table(values))
+    found = bound(call("int16x32", "llvm.x86.avx512.permvar.hi.512", table, code))
+    magnitude = bound(code & like(code, "int16", sign - 1))
+    bias = (E8M0_BIAS + element.smallest_exponent - 1) << _BFLOAT16
+    moved = magnitude << like(code, "int16", _BFLOAT16 - mantissa)
+    normal = moved + like(code, "int16", bias)
+    value = bound(choose(magnitude < like(code, "int16", subnormals), found, normal))
+    value = raised(value, exponent)
+    value = choose(magnitude < like(code, "int16", finite), value, found)
+    return bound(
+        value | (code & like(code, "int16", sign)) << like(code, "int16", 16 - element.bits)
+    )
+
+
+def word_table(values: NDArray[Any]) -> Expr:
+    """32 float32 that are exact in bfloat16, as its bits, for `vpermw`: int32x16."""
+    words = np.ascontiguousarray(values, np.float32).view(np.uint16)[1::2].copy().view(np.int32)
+    return vector([tirx.const(int(word), "int32") for word in words])
 
 
 def scale_value(isa: Isa, kind: str, stored: Expr) -> Expr:

@@ -12,7 +12,8 @@
 M is symbolic, and a kernel holds three such nests: for one row, for few, and for SMALL_M or more.
 The last row tile and the last column group overlap the ones before them: no tile is ragged. A value
 is computed by the same operations in the same order, blocks of k ascending, whatever tile and panel
-it falls into: the result does not depend on the config, the instruction set or the threads.
+it falls into: the result does not depend on the config or the threads, nor on the instruction set
+but where gemm_tiles.py says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,14 +112,16 @@ class Output:
 class Task:
     """What a task computes: `count` row tiles from `row(0)` on, `tile.columns` tiles of 16.
 
-    `first` is the number of its first row tile. `held` float32 (row tiles, tile.size) are its sums:
-    those of a row tile as `Tile.lane` says.
+    `first` is the number of its first row tile; `rows` of a row tile there are, all unless M has
+    fewer. `held` float32 (row tiles, tile.size) are its sums: those of a row tile as `Tile.lane`
+    says.
     """
 
     tile: Tile
     column: Expr
     count: Expr
     row: Callable[[Expr], Expr]
+    rows: Expr
     first: Expr
     held: Any
 
@@ -135,9 +138,8 @@ def _nothing() -> None:
 @dataclass(frozen=True)
 class Way:
     """How `least` rows and more are computed: the register tile, the rows of a task, its inside;
-    `before`: what is done once before all tasks; tasks: how many there are to be where rows allow,
-    0 for short chunks where there are few columns; whether `body` adds to sums that are zero, or
-    makes them.
+    `before`: what is done once before all tasks; `tasks`: how many there are to be where rows
+    allow, None for short chunks where there are few columns; whether sums are zero for `body`.
     """
 
     least: int
@@ -145,8 +147,8 @@ class Way:
     chunk: int
     body: Body
     before: Callable[[], None] = _nothing
-    tasks: int = 0
-    adds: bool = True
+    tasks: Callable[[], Expr] | None = None
+    starts_at_zero: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
 def one_by_one(task: Task, add: Add) -> None:
     """Makes the sums of a task, 16 columns of a row at a time; what its register tiles cannot."""
     tile = task.tile
-    with T.serial(task.count) as i, T.serial(tile.rows) as r, T.serial(tile.columns) as j:
+    with T.serial(task.count) as i, T.serial(task.rows) as r, T.serial(tile.columns) as j:
         lanes = at(tile.lane(r, j), COLUMNS)
         sums = Registers(1, "float32", COLUMNS)
         sums[0] = splat(0.0, "float32", COLUMNS)
@@ -202,7 +204,7 @@ def one_by_one(task: Task, add: Add) -> None:
         T.buffer_store(task.held, sums[0], [i, lanes])
 
 
-def row_tiles_of_chunk(row_tiles: Expr, most: int, chunks: int) -> Expr:
+def row_tiles_of_chunk(row_tiles: Expr, most: int, chunks: Expr) -> Expr:
     """At most `most`, and few enough for so many chunks where there are as many row tiles; 1 or
     more. All chunks are about as large, and none that starts before the end is empty.
     """
@@ -211,33 +213,39 @@ def row_tiles_of_chunk(row_tiles: Expr, most: int, chunks: int) -> Expr:
 
 
 def _emit_grid(isa: Isa, way: Way, m: Expr, output: Output) -> None:
-    count, chunk = tiles(output.n), way.chunk
-    tile = Tile(way.tile.rows, min(way.tile.columns, count))
-    groups = -(-count // tile.columns)
+    width, chunk = tiles(output.n), way.chunk
+    tile = Tile(way.tile.rows, min(way.tile.columns, width))
+    groups = -(-width // tile.columns)
     row_tiles = tirx.ceildiv(m, tile.rows)
-    if groups < FEW_GROUPS and not way.tasks:  # rows have to busy the threads
+    if groups < FEW_GROUPS and way.tasks is None:  # rows have to busy the threads
         chunk = min(chunk, 64)
     most = max(1, chunk // tile.rows)
-    height = let(row_tiles_of_chunk(row_tiles, most, -(-way.tasks // groups)))
+    wanted = tirx.const(0, "int64") if way.tasks is None else tirx.ceildiv(way.tasks(), groups)
+    height = let(row_tiles_of_chunk(row_tiles, most, wanted))
     chunks = let(tirx.ceildiv(row_tiles, height))
     way.before()
     with T.parallel(chunks * groups) as number:
         IRBuilder.name("task", number)
         first = bound(number // groups * height)
-        column = bound(tirx.min(number % groups * tile.columns, count - tile.columns))
+        column = bound(tirx.min(number % groups * tile.columns, width - tile.columns))
         held = T.alloc_buffer((most, tile.size), "float32")
 
         def row(i: Expr) -> Expr:
-            return bound(tirx.min((first + i) * tile.rows, m - tile.rows))
+            start = tirx.min((first + i) * tile.rows, m - tile.rows)
+            return bound(start if way.least >= tile.rows else tirx.max(start, 0))
 
-        task = Task(tile, column, bound(tirx.min(height, row_tiles - first)), row, first, held)
+        rows = tirx.const(tile.rows, "int64")
+        if way.least < tile.rows:
+            rows = bound(tirx.min(rows, m))
+        count = bound(tirx.min(height, row_tiles - first))
+        task = Task(tile, column, count, row, rows, first, held)
         lanes = [
             at(tile.lane(r, j) + v, isa.lanes)
             for r in range(tile.rows)
             for j in range(tile.columns)
             for v in range(0, COLUMNS, isa.lanes)
         ]
-        if way.adds:
+        if way.starts_at_zero:
             with T.serial(task.count) as i:
                 for lane in lanes:
                     T.buffer_store(held, splat(0.0, "float32", isa.lanes), [i, lane])
@@ -260,7 +268,7 @@ def _emit_output(isa: Isa, task: Task, held: Any, i: Expr, output: Output) -> No
     """From the sums of row tile i to y, row by row: a loop, for the activation's code is long."""
     tile, first = task.tile, task.row(i)
     ragged = output.n % COLUMNS
-    with T.serial(tile.rows) as r:
+    with T.serial(task.rows) as r:
         row = bound(first + r)
         scale = _tensor_scale(output, row)
         for j in range(tile.columns):

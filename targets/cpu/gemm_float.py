@@ -13,8 +13,8 @@ nothing would read its panel again.
 Where both operands are quantized and the instruction set has `vdpbf16ps`, panels hold pairs of
 bfloat16, and two FMAs are one instruction. It does them in the order of the two halves, so the
 result is the same; a task with a scale that is not plain (float_activations.py) takes the way of
-a single row instead. For many rows AMX multiplies the same pairs, in tiles of 32 k's: there the sum
-goes from tile to tile, and the result is that of another order (`tile_pairs.add_as_tiles`).
+a single row instead. AMX multiplies the same pairs in tiles of 32 k's, however few the rows are:
+there the sum goes from tile to tile, in another order (`tile_pairs.add_as_tiles`).
 """
 
 from collections.abc import Callable
@@ -100,11 +100,11 @@ class FloatGemm:
     @property
     def takes_pairs(self) -> bool:
         """Whether activations come as pairs of bfloat16."""
-        return self.isa.has_bf16 and self.act is not None
+        return (self.isa.has_bf16 or self.isa.has_tiles) and self.act is not None
 
     @property
     def takes_tiles(self) -> bool:
-        """Whether AMX multiplies many rows."""
+        """Whether AMX multiplies."""
         return self.isa.has_tiles and self.act is not None
 
     def config(self, n: int, k: int) -> Config:
@@ -114,18 +114,17 @@ class FloatGemm:
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
-        return space(replace(self._choices, default=self.config(n, k)), m, k)
+        choices = replace(self._choices, default=self.config(n, k))
+        return space(choices, max(m, SMALL_M) if self.takes_tiles else m, k)
 
     @property
     def _choices(self) -> Choices:
+        if self.takes_tiles:
+            return TILE_CHOICES
         choices = CHOICES[self.isa]
         if not self.takes_pairs:
             return choices
-        few = choices.default.small_columns
-        if self.takes_tiles:
-            choices = TILE_CHOICES
-        default = replace(choices.default, few_columns=PAIRS_FEW_COLUMNS, small_columns=few)
-        return replace(choices, default=default)
+        return replace(choices, default=replace(choices.default, few_columns=PAIRS_FEW_COLUMNS))
 
     def build(
         self, n: int, k: int, *, bias: bool, epilogue: str, config: Config | None = None
@@ -181,11 +180,12 @@ class FloatGemm:
         else:
             tile = Tile(config.rows, config.columns)
             ways = [Way(SMALL_M, tile, config.chunk, panels(config.depth))]
-        if ways[-1].tile.rows > 1:  # the tile of one row has no tail
-            ways.append(Way(2, Tile(2, config.few_columns), SMALL_M, panels(FEW_DEPTH)))
-            ways.append(Way(1, Tile(1, config.small_columns), 1, one))
+            if config.rows > 1:  # the tile of one row has no tail
+                few = Tile(2, config.few_columns)
+                ways.append(Way(2, few, SMALL_M, panels(FEW_DEPTH)))
+                ways.append(Way(1, Tile(1, config.small_columns), 1, one))
         around: AbstractContextManager[None] = nullcontext()
-        if pairs is not None:
+        if self.isa.has_bf16 and pairs is not None:
             around = importing_dot_bf16()
         output = Output(y, n, row_scales, w_tensor_scale, b, epilogue)
         with root_block(), around:
@@ -254,7 +254,7 @@ def _emit_pairs(
 
 
 def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) -> list[Way]:
-    """For SMALL_M rows and more, by AMX."""
+    """For any number of rows, by AMX."""
     blocks = -(-k // BLOCK)
     depth = max(1, min(config.depth // BLOCK, blocks))
 
@@ -268,7 +268,7 @@ def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) ->
             with T.Else():
                 one_by_one(task, lambda place: add_as_tiles(place, x, weights, k))
 
-    return tile_ways(config, BLOCK, blocks, depth, pack, inside)
+    return tile_ways(config, BLOCK, blocks, depth, 1, pack, inside)
 
 
 def _each_panel(k: int, depth: int, emit: Callable[[Expr, int], None]) -> None:

@@ -220,7 +220,7 @@ def _tile_ways(
                 one_by_one(task, lambda place: products.add(place, 0, blocks))
 
     pack = partial(TileRows.pack, activations, m)
-    return tile_ways(config, weights.block, blocks, depth, pack, inside)
+    return tile_ways(config, weights.block, blocks, depth, SMALL_M, pack, inside)
 
 
 def _emit_held(

@@ -38,7 +38,7 @@ from lbcompiler.targets.cpu.layout import tiles
 MOST_ROWS = 2 * amx.ROWS
 COLUMN_GROUPS = (6, 8, 12, 16)  # column tiles of a task
 ONE_PANEL = 384  # k's at most that are one panel: their sums never leave the tiles
-TASKS = 8  # where rows allow: more would decode weights again
+TASKS = 4  # for each processor, where rows allow: more would decode weights again
 CHOICES = Choices(
     (16, 32),
     (4, 6, 8, 10, 12, 16),
@@ -79,10 +79,11 @@ def tile_ways(
     block: int,
     blocks: int,
     depth: int,
+    least: int,
     pack: Callable[["TileGemm"], "Rows"],
     inside: Callable[["TileGemm", "Rows", Task], None],
 ) -> list[Way]:
-    """For SMALL_M rows and more; register tiles of 32 rows and, for fewer, of 16. `pack` makes the
+    """For `least` rows and more; register tiles of 32 rows and, for fewer, of 16. `pack` makes the
     activations of all tasks, `inside` emits a task.
     """
 
@@ -97,10 +98,14 @@ def tile_ways(
         def body(task: Task, _each_tile: EachTile) -> None:
             inside(gemm, packed[0], task)
 
-        tile = Tile(height, config.columns)
-        return Way(height, tile, config.chunk, body, before, TASKS, adds=False)
+        tile, rows = Tile(height, config.columns), height if height > amx.ROWS else least
+        return Way(rows, tile, config.chunk, body, before, _tasks, starts_at_zero=False)
 
     return [way(height) for height in range(height_of(config.rows), 0, -amx.ROWS)]
+
+
+def _tasks() -> Expr:
+    return amx.processors() * TASKS
 
 
 def height_of(rows: int) -> int:

@@ -1,13 +1,13 @@
 """The instruction sets the CPU kernels are written for: a value that every generator takes as a
 parameter.
 
-Three are enough to reach what machines in use can do with an int8 dot product: `vpdpbusd` (four
+Three reach what most machines in use can do with an int8 dot product: `vpdpbusd` (four
 products a lane in one instruction), `vpmaddubsw` + `vpmaddwd` (the same in two, with a 16-bit step
 between), and plain widening integer arithmetic that every LLVM target has. A fourth adds to the
-first `vdpbf16ps`, for formats whose codes are no small integers; a fifth has AMX beside it, for
-many rows. Sums are the same, bit for bit, but those of AMX over such codes (gemm_tiles.py); an
-artifact names the one it needs. A target names a neutral processor model and no more features than
-its level has, so that code built on one machine runs on every other machine of that level.
+first `vdpbf16ps`, for formats whose codes are no small integers; a fifth has AMX. Sums are the
+same, bit for bit, but where AMX adds products of codes that are no small integers (gemm_tiles.py);
+an artifact names the one it needs. A target names a neutral processor model and no more features
+than its level has, so that code built on one machine runs on every other machine of that level.
 """
 
 import ctypes
@@ -89,7 +89,7 @@ AVX512_AMX = Isa(
     4,
     AVX512_BF16.requires | {"amx_tile", "amx_bf16", "amx_int8"},
     "x86-64-v4",
-    ("+avx512vnni", "+avx512bf16", "+amx-tile", "+amx-bf16", "+amx-int8"),
+    ("+avx512vnni", "+amx-tile", "+amx-bf16", "+amx-int8"),
 )
 AVX2 = Isa("avx2", 8, 4, _LEVEL_3, "x86-64-v3")
 GENERIC = Isa("generic", 16, 1, frozenset())

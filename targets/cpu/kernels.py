@@ -64,15 +64,12 @@ class LinearKernel:
     def tuned_as(self, m: int) -> str:
         """The name of the kernel whose configs serve it for M rows, being the same code.
 
-        A tensor scale makes no difference. AVX512_BF16 adds float products to AVX512_VNNI, and
-        AVX512_AMX adds those of many rows to both.
+        A tensor scale makes no difference. AVX512_BF16 adds products of floats to AVX512_VNNI, and
+        AVX512_AMX other ones, and those of integers for many rows.
         """
         weight = self.weight if self.weight is None else self.weight.plain or self.weight
-        isa = self.isa
-        if isa is AVX512_AMX and (m < SMALL_M or self.act is None):
-            isa = AVX512_BF16
-        if isa is AVX512_BF16 and not self.takes_pairs:
-            isa = AVX512_VNNI
+        has_own = {AVX512_BF16: self.takes_pairs, AVX512_AMX: self.takes_tiles(m)}
+        isa = self.isa if has_own.get(self.isa, True) else AVX512_VNNI
         return replace(self, weight=weight, isa=isa).name
 
     @property
@@ -143,7 +140,7 @@ class LinearKernel:
 
     def programs(self, n: int, k: int) -> tuple[Program, ...]:
         """The parts of `gemm`, which results of tuning are kept for."""
-        return PROGRAMS
+        return PROGRAMS[-1:] if self.takes_tiles(1) else PROGRAMS
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of the config that matter for M rows, with the values worth trying."""
@@ -188,6 +185,11 @@ class LinearKernel:
         """Whether activations come as pairs of bfloat16 (float_activations.py)."""
         gemm = self._gemm
         return isinstance(gemm, FloatGemm) and gemm.takes_pairs
+
+    def takes_tiles(self, m: int) -> bool:
+        """Whether AMX multiplies m rows."""
+        is_many = not self.is_integer or m >= SMALL_M
+        return self.isa.has_tiles and self.act is not None and is_many
 
     @property
     def _group(self) -> int:

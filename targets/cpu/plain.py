@@ -21,7 +21,9 @@ from lbcompiler.targets.cpu.intrinsics import (
 )
 
 ADDED = 62  # exponents up to +- this in both scales: their sum is one of a normal float32
-BFLOAT16 = 40  # the same: no product of two such numbers, nor a sum of some, is a denormal
+# No product of two such numbers, nor a sum of some, is a denormal or overflows; nor of such weights
+# and activations within ADDED.
+BFLOAT16 = 40
 
 
 def flagged(task: Task, flags: Any) -> Expr:
@@ -30,7 +32,7 @@ def flagged(task: Task, flags: Any) -> Expr:
     found[0] = tirx.const(0, "int32")
     with T.serial(task.count) as i:
         row = task.row(i)
-        for r in range(task.tile.rows):
+        with T.serial(task.rows) as r:
             found[0] = found[0] | flags[row + r, 0]
     return found[0]
 

@@ -15,7 +15,6 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import Element
-from lbcompiler.formats.scales import E8M0_BIAS
 from lbcompiler.targets.cpu import decode, plain
 from lbcompiler.targets.cpu.gemm import Task
 from lbcompiler.targets.cpu.integer_weights import DirectWeights
@@ -27,7 +26,6 @@ from lbcompiler.targets.cpu.intrinsics import (
     bound,
     call,
     cast,
-    choose,
     let,
     like,
     look_up_float,
@@ -35,14 +33,12 @@ from lbcompiler.targets.cpu.intrinsics import (
     reduce_max_unsigned,
     shift_right,
     splat,
-    vector,
 )
 from lbcompiler.targets.cpu.layout import COLUMNS, offset_mask
 from lbcompiler.targets.cpu.packed_weights import load_planes
 
 WORDS = 32  # of 16 bits in a row of a tile
 PAIRS = ((0, 2), (1, 3))  # of the four k's in a word of 32 bits
-_MANTISSA = 7  # bits of bfloat16
 _TOP = 24  # bits below the uppermost byte of a word
 
 
@@ -100,11 +96,7 @@ class TilePanel:
             unit = 1.0 if weights.fmt.element.bits == 4 else 2.0**-_TOP
             factor = weights.factor(column, block, 0)
             return bound(factor * like(factor, "float32", unit))
-        byte = cast("int32", weights.scale_bytes(column, block, 0))
-        exponent = bound(byte - like(byte, "int32", E8M0_BIAS))
-        low = bound(exponent << like(exponent, "int32", _MANTISSA))
-        both = (low & like(low, "int32", 0xFFFF)) | (low << like(low, "int32", 16))
-        return bound(tirx.reinterpret(f"int16x{WORDS}", both))
+        return decode.exponents_of_words(weights.scale_bytes(column, block, 0))
 
     def _rows(self, column: Expr, start: Expr, scale: Expr) -> list[Expr]:
         """The rows that `_loads` loads make, in their order: int16x32."""
@@ -113,7 +105,7 @@ class TilePanel:
         for i in range(self._loads):
             planes = load_planes(weights.planes, column, start + i, 0, weights.isa)
             if self._adds_exponents:
-                return [_raised(row, scale) for row in _words(element, planes[0][0])]
+                return [decode.raised(row, scale) for row in _words(element, planes[0][0])]
             if element.bits == 4:
                 halves += _nibbles(element, planes[0][0], scale)
             else:
@@ -146,10 +138,7 @@ def _table(element: Element) -> Any:
 
 def _words(element: Element, packed: Expr) -> list[Expr]:
     """Of 64 bytes of nibbles: one `vpermw` a row, which looks at no more than five bits."""
-    words = np.tile(_table(element).view(np.uint16)[1::2], 2).view(np.int32)
-    table = tirx.reinterpret(
-        f"int16x{WORDS}", vector([tirx.const(int(word), "int32") for word in words])
-    )
+    table = tirx.reinterpret(f"int16x{WORDS}", decode.word_table(np.tile(_table(element), 2)))
     words16 = let(tirx.reinterpret(f"uint16x{WORDS}", packed))
     rows = []
     for shift in (0, 4, 8, 12):
@@ -157,12 +146,6 @@ def _words(element: Element, packed: Expr) -> list[Expr]:
         index = tirx.reinterpret(f"int16x{WORDS}", moved)
         rows.append(bound(call(f"int16x{WORDS}", "llvm.x86.avx512.permvar.hi.512", table, index)))
     return rows
-
-
-def _raised(row: Expr, exponent: Expr) -> Expr:
-    """row * 2^exponent; zeros stay."""
-    zero = splat(0, "int16", WORDS)
-    return bound(choose(tirx.NE(row, zero), row + exponent, zero))
 
 
 def _nibbles(element: Element, packed: Expr, scale: Expr) -> list[tuple[Expr, Expr]]:

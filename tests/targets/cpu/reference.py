@@ -13,7 +13,6 @@ from tvm_ffi import StructuralKey
 from lbcompiler.formats import BlockFormat, Quantized, decode_scales
 from lbcompiler.targets.cpu import plain
 from lbcompiler.targets.cpu.float_activations import pair_count, pair_stride
-from lbcompiler.targets.cpu.gemm import SMALL_M
 from lbcompiler.targets.cpu.isa import AVX512_AMX, AVX512_BF16, ISAS, Isa, detect
 from lbcompiler.targets.cpu.kernels import LinearKernel
 from lbcompiler.targets.cpu.layout import padded, row_stride
@@ -114,8 +113,7 @@ def linear_of(
     else:
         xv = exact_values(x, kernel.act) if isinstance(x, Quantized) else x
         wv = exact_values(w, kernel.weight) if isinstance(w, Quantized) else w
-        by_tiles = kernel.isa.has_tiles and kernel.act is not None and len(xv) >= SMALL_M
-        total = tile_sums(xv, wv) if by_tiles else float_sums(xv, wv)
+        total = tile_sums(xv, wv) if kernel.takes_tiles(len(xv)) else float_sums(xv, wv)
     scale: Array | None = x.tensor_scale if isinstance(x, Quantized) else None
     if isinstance(w, Quantized) and w.tensor_scale is not None:
         g = np.asarray(w.tensor_scale, np.float32).reshape(1, 1)

@@ -83,7 +83,7 @@ def test_a_tensor_scale_makes_no_difference_to_the_config() -> None:
         ("mxint8", AVX512_AMX, 15, "avx512_vnni"),
         ("mxfp8", AVX512_BF16, 1, "avx512_bf16"),
         ("mxfp8", AVX512_AMX, 128, "avx512_amx"),
-        ("mxfp8", AVX512_AMX, 15, "avx512_bf16"),
+        ("mxfp8", AVX512_AMX, 15, "avx512_amx"),
         ("mxint8", AVX2, 8, "avx2"),
     ],
 )
