@@ -283,11 +283,12 @@ class _Decider:
         offers_float = FLOAT_CANDIDATE in self.config.candidates
         table = self.costing.table(solutions, sensitivities, offers_float=offers_float)
 
-        def passed(plan: Plan) -> Plan:
-            picked, gate = self._gated(plan.chosen)
+        def passed(plan: Plan, picked: Mapping[str, Option], gate: Gated) -> Plan:
             return table.plan(picked, gate.divergence or plan.divergence)
 
-        planner = Planner(table, self._measure, passed)
+        planner = Planner(
+            table, self._measure, lambda plan: passed(plan, *self._gated(plan.chosen))
+        )
         plan = None if budget is None else within_budget(planner, *budget)
         uniform = [planner.measured(picked) for picked in table.uniform]
         if budget is None and len(self.config.candidates) == 1:
@@ -295,7 +296,7 @@ class _Decider:
         front = planner.front()
         picked, gate = self._gated({} if plan is None else plan.chosen)
         if plan is not None:
-            plan = passed(plan)
+            plan = passed(plan, picked, gate)
         decided = self._result(picked, gate, known.statistics, front)
         return decided, replace(
             known,

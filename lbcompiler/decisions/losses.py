@@ -29,7 +29,7 @@ def compared(found: Mapping[str, Divergence], budget: str = "") -> str:
 
 
 def alone_name(sensitivity: str, with_kl: bool) -> str:
-    """What a group's cost alone is, by `--sensitivity` and whether the model has a KL."""
+    """What a group's cost alone is, by `--sensitivity` and whether the KL counts."""
     if sensitivity == "output":
         return "relative error of its own output"
     what = "KL of the model, nats a token" if with_kl else "noise over signal of the worst output"

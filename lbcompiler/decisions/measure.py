@@ -111,14 +111,18 @@ class Measurement:
         runs, sums = [self.simulator.start(feeds) for feeds in self._feeds], _Sums()
         *others, last = self.simulator.groups
         for group in others:
-            linears = self._linears(group, chosen.get(group.name))
-            for run in runs:
-                self.simulator.finish(run, linears(self.simulator.reach(run)))
+            self._through(group, chosen.get(group.name), runs)
         final = self._linears(last, chosen.get(last.name))
         for reference in self._references:
             run = runs.pop(0)
             self._add(sums, self.simulator.resume(run, lambda _, x: final(x)), reference)
         return sums.divergence()
+
+    def _through(self, group: Group, solution: Solution | None, runs: Sequence[Run]) -> None:
+        """Every run past the group, whose weights are gone on return."""
+        linears = self._linears(group, solution)
+        for run in runs:
+            self.simulator.finish(run, linears(self.simulator.reach(run)))
 
     def alone(
         self, options: Mapping[str, Sequence[Solution]]

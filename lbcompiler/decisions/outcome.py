@@ -83,9 +83,10 @@ class Outcome:
         )
 
     def _ranked(self, picked: Mapping[str, Option], with_kl: bool) -> dict[str, str]:
-        """By group, how sensitive the model is to it."""
-        by_noise = self.config.budget is not None and self.config.budget[0] == BY_NOISE
-        what = alone_name(self.config.sensitivity, with_kl and not by_noise)
+        """By group, how sensitive the model is to it; gradients are of the KL under any budget."""
+        sensitivity, budget = self.config.sensitivity, self.config.budget
+        by_noise = sensitivity == "model" and budget is not None and budget[0] == BY_NOISE
+        what = alone_name(sensitivity, with_kl and not by_noise)
         groups = sorted(picked, key=lambda group: -picked[group].cost)
         return {
             g: f"alone it costs {picked[g].cost:.2e} ({what}), number {i} of {len(groups)}"

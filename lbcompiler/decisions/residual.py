@@ -65,13 +65,16 @@ class ResidualSearch:
         if known is None:
             found = self._found()
             size = 0 if found.rotation is None else found.rotation.size
-            lost = found.rounded and [found.rounded.noise, found.rounded.kl]
+            rounded = found.rounded
+            lost = None if rounded is None else [rounded.noise, rounded.kl]
             known = {"size": size, "reason": found.reason, "rounded": lost}
             state.save_record(self.name, known)
         state.remove_folder(self.name)  # also what a kill before this line left
         size, seed, lost = int(known["size"]), self.rounded.options.seed, known.get("rounded")
         return Residual(
-            Rotation(size, seed) if size else None, str(known["reason"]), lost and Divergence(*lost)
+            Rotation(size, seed) if size else None,
+            str(known["reason"]),
+            None if lost is None else Divergence(*lost),
         )
 
     def _found(self) -> Residual:

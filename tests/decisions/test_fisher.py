@@ -194,6 +194,30 @@ def test_a_budget_is_spent_by_it(model: Any, tmp_path: Path) -> None:
     assert formats == {"loud": "mxint8", "quiet": "nvfp4", "head": "nvfp4"}
 
 
+@pytest.mark.parametrize(
+    ("sensitivity", "unit"),
+    [
+        ("fisher", "KL of the model, nats a token, by gradients"),
+        ("model", "noise over signal of the worst output"),
+    ],
+)
+def test_a_budget_of_noise_leaves_gradients_their_unit(
+    model: Any, sensitivity: str, unit: str, tmp_path: Path
+) -> None:
+    artifact = lbcompiler.compile(
+        exported(model),
+        "cpu",
+        formats=("nvfp4", "mxint8"),
+        min_qsnr=10,
+        sensitivity=sensitivity,
+        calibration_data=[feeds(seed) for seed in range(8)],
+        work=Work(tmp_path, jobs=1),
+    )
+    assert len(artifact.manifest.layers) == 3
+    for layer in artifact.manifest.layers:
+        assert f" ({unit}), number " in layer.reason
+
+
 def test_onnx_has_no_gradients() -> None:
     with pytest.raises(ConfigError, match="sensitivity fisher takes gradients"):
         lbcompiler.compile(

@@ -8,9 +8,11 @@ import pytest
 from lbcompiler.calibration.segments import Group
 from lbcompiler.calibration.simulator import Simulator
 from lbcompiler.calibration.simulator import dense as simulator_dense
+from lbcompiler.config import WEIGHT_ONLY
 from lbcompiler.decisions.candidates import Choice, Solution
 from lbcompiler.decisions.measure import Divergence, Measurement, _squares
 from lbcompiler.formats import FORMATS, Quantized
+from lbcompiler.formats.block_format import BlockFormat
 from lbcompiler.frontend import import_model
 from lbcompiler.ir.model import Array
 from lbcompiler.metrics import Similarity, TokenAgreement
@@ -54,26 +56,38 @@ def test_kl_and_noise_are_those_of_verify(fmt: str) -> None:
 def test_a_plan_holds_the_weights_of_one_group_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     simulator = Simulator(run(OBSERVE, import_model("models/tiny_lm.onnx", {})))
     fmt, parts = FORMATS["mxint8"], {group.name: group.layers for group in simulator.groups}
-    held: list[weakref.ref[Array]] = []
-    most = 0
+    held: list[tuple[str, weakref.ref[Array]]] = []  # each weight that was ever read, of its group
+    reached: list[str] = []
+    dequantize = BlockFormat.dequantize
 
-    def dense(x: Array, weight: Array, bias: Array | None) -> Array:
-        nonlocal most
-        if all(weight is not known() for known in held):
-            held.append(weakref.ref(weight))
-        most = max(most, sum(known() is not None for known in held))
-        return simulator_dense(x, weight, bias)
+    def check() -> None:
+        assert {group for group, weight in held if weight() is not None} <= {reached[-1]}
 
     def weights(group: str, _solution: Solution) -> list[Quantized]:
+        reached.append(group)
         return [fmt.quantize(simulator.weight(layer)) for layer in parts[group]]
+
+    def dequantized(self: BlockFormat, q: Quantized) -> Array:
+        weight = dequantize(self, q)
+        held.append((reached[-1], weakref.ref(weight)))
+        check()
+        return weight
+
+    def dense(x: Array, weight: Array, bias: Array | None) -> Array:
+        assert any(weight is known() for _, known in held)
+        check()
+        return simulator_dense(x, weight, bias)
 
     ids = np.load("models/tiny_lm_sample.npz")["input_ids"]
     feeds = [{"input_ids": ids[:2]}, {"input_ids": ids[2:4]}]
     measurement = Measurement(simulator, feeds, parts, weights, None)
     monkeypatch.setattr("lbcompiler.decisions.measure.dense", dense)
-    measurement.plan(dict.fromkeys(parts, Solution(Choice("mxint8", "mxint8", "", "rceil"), 0.0)))
+    monkeypatch.setattr(BlockFormat, "dequantize", dequantized)
+    measurement.plan(
+        dict.fromkeys(parts, Solution(Choice("mxint8", WEIGHT_ONLY, "", "rceil"), 0.0))
+    )
+    assert reached == list(parts)
     assert len(held) == sum(map(len, parts.values()))
-    assert most == max(map(len, parts.values()))
 
 
 def test_a_loss_that_is_no_number_is_the_worst_there_is() -> None:
