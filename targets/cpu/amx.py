@@ -21,6 +21,7 @@ from lbcompiler.targets.cpu.isa import ARCH_PRCTL, REQUEST, TILE_DATA
 TILES = 8
 ROWS = 16  # of a tile
 ROW_BYTES = 64
+DEPTHS = (16, 32)  # k's of bfloat16 that are worth a tile
 _PALETTE = 1
 _GET_AFFINITY = 204  # the system call's number on x86-64
 _MASK_WORDS = 64  # of 64 processors each

@@ -137,7 +137,8 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """How `least` rows and more are computed: the register tile, the rows of a task, its inside;
+    """How `least` rows and more are computed: the register tile, which may have more than those,
+    the rows of a task, its inside;
     `before`: what is done once before all tasks; `tasks`: how many there are to be where rows
     allow, None for short chunks where there are few columns; whether sums are zero for `body`.
     """
@@ -185,7 +186,7 @@ def emit_gemm(isa: Isa, m: Expr, output: Output, ways: Sequence[Way]) -> None:
     if not others:
         _emit_grid(isa, first, m, output)
         return
-    with T.If(m >= max(first.least, first.tile.rows)):
+    with T.If(m >= first.least):
         with T.Then():
             _emit_grid(isa, first, m, output)
         with T.Else():

@@ -13,8 +13,8 @@ nothing would read its panel again.
 Where both operands are quantized and the instruction set has `vdpbf16ps`, panels hold pairs of
 bfloat16, and two FMAs are one instruction. It does them in the order of the two halves, so the
 result is the same; a task with a scale that is not plain (float_activations.py) takes the way of
-a single row instead. AMX multiplies the same pairs in tiles of 32 k's, however few the rows are:
-there the sum goes from tile to tile, in another order (`tile_pairs.add_as_tiles`).
+a single row instead. AMX multiplies the same pairs in tiles of 32 k's, from two rows on: there the
+sum goes from tile to tile, in another order, which a single row keeps (`tile_pairs.add_as_tiles`).
 """
 
 from collections.abc import Callable
@@ -104,8 +104,10 @@ class FloatGemm:
 
     @property
     def takes_tiles(self) -> bool:
-        """Whether AMX multiplies."""
-        return self.isa.has_tiles and self.act is not None
+        """Whether AMX multiplies: a tile holds whole blocks of weights."""
+        if self.act is None or self.weight is None:
+            return False
+        return self.isa.has_tiles and BLOCK % self.weight.block == 0
 
     def config(self, n: int, k: int) -> Config:
         """The default for a shape."""
@@ -115,13 +117,15 @@ class FloatGemm:
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
         choices = replace(self._choices, default=self.config(n, k))
-        return space(choices, max(m, SMALL_M) if self.takes_tiles else m, k)
+        return space(choices, SMALL_M if self.takes_tiles and m > 1 else m, k)
 
     @property
     def _choices(self) -> Choices:
-        if self.takes_tiles:
-            return TILE_CHOICES
         choices = CHOICES[self.isa]
+        if self.takes_tiles:
+            default = TILE_CHOICES.default
+            small = choices.default.small_columns
+            return replace(TILE_CHOICES, default=replace(default, small_columns=small))
         if not self.takes_pairs:
             return choices
         return replace(choices, default=replace(choices.default, few_columns=PAIRS_FEW_COLUMNS))
@@ -179,7 +183,7 @@ class FloatGemm:
             ways = _tile_ways(m, pairs, coded, k, config)
         else:
             tile = Tile(config.rows, config.columns)
-            ways = [Way(SMALL_M, tile, config.chunk, panels(config.depth))]
+            ways = [Way(max(SMALL_M, tile.rows), tile, config.chunk, panels(config.depth))]
             if config.rows > 1:  # the tile of one row has no tail
                 few = Tile(2, config.few_columns)
                 ways.append(Way(2, few, SMALL_M, panels(FEW_DEPTH)))
@@ -254,7 +258,7 @@ def _emit_pairs(
 
 
 def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) -> list[Way]:
-    """For any number of rows, by AMX."""
+    """By AMX; a single row by FMAs in the same order, which read weights sooner."""
     blocks = -(-k // BLOCK)
     depth = max(1, min(config.depth // BLOCK, blocks))
 
@@ -268,7 +272,11 @@ def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) ->
             with T.Else():
                 one_by_one(task, lambda place: add_as_tiles(place, x, weights, k))
 
-    return tile_ways(config, BLOCK, blocks, depth, 1, pack, inside)
+    def one(_task: Task, each_tile: EachTile) -> None:
+        each_tile(lambda place: add_as_tiles(place, x, weights, k))
+
+    ways = tile_ways(config, BLOCK, blocks, depth, 2, pack, inside)
+    return [*ways, Way(1, Tile(1, config.small_columns), 1, one)]
 
 
 def _each_panel(k: int, depth: int, emit: Callable[[Expr, int], None]) -> None:

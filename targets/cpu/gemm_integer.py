@@ -29,7 +29,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import decode
+from lbcompiler.targets.cpu import amx, decode
 from lbcompiler.targets.cpu.gemm import (
     SMALL_M,
     Choices,
@@ -57,6 +57,7 @@ from lbcompiler.targets.cpu.tile_weights import TilePanel
 from lbcompiler.targets.cpu.tile_weights import unusual as weights_unusual
 
 SIGNIFICANDS = {"e8m0": 1, "e4m3": 15}  # the largest of a scale, as an integer
+FLOAT32_BITS = 24  # of a significand
 HELD = 32  # k's whose weights are held in registers for few rows
 CHOICES = {
     **dict.fromkeys(
@@ -107,7 +108,13 @@ class IntegerGemm:
     @property
     def has_flags(self) -> bool:
         """Whether `quantize` flags rows whose scales are not plain."""
-        return self.adds_exponents or (self.isa.has_tiles and self.act.scale == "e8m0")
+        return self.adds_exponents or (self.takes_tiles and self.act.scale == "e8m0")
+
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether AMX multiplies many rows: a block is a tile, and its sums are exact."""
+        fits = self.block in amx.DEPTHS and exact_bits(self.weight, self.act) <= FLOAT32_BITS
+        return self.isa.has_tiles and fits
 
     @property
     def _is_unsigned(self) -> bool:
@@ -117,7 +124,7 @@ class IntegerGemm:
     def config(self, n: int, k: int) -> Config:
         """The default for a shape."""
         default = CHOICES[self.isa].default
-        return tile_config(default, n, k) if self.isa.has_tiles else default
+        return tile_config(default, n, k) if self.takes_tiles else default
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of `Config` that matter for M rows, and what is worth trying."""
@@ -171,10 +178,11 @@ class IntegerGemm:
         def many(task: Task, each_tile: EachTile) -> None:
             _emit_panels(task, each_tile, activations, direct, blocks, depth)
 
-        if self.isa.has_tiles:
+        if self.takes_tiles:
             ways = _tile_ways(m, activations, direct, blocks, depth, config)
         else:
-            ways = [Way(SMALL_M, Tile(config.rows, config.columns), config.chunk, many)]
+            tile = Tile(config.rows, config.columns)
+            ways = [Way(max(SMALL_M, tile.rows), tile, config.chunk, many)]
         if ways[-1].tile.rows > 1:  # the tile of one row has no tail
             ways.append(Way(2, Tile(1, config.few_columns), SMALL_M, few))
             ways.append(Way(1, Tile(1, config.small_columns), 1, one))
@@ -183,7 +191,7 @@ class IntegerGemm:
 
 
 def exact_bits(weight: BlockFormat, act: BlockFormat) -> int:
-    """Bits of the significand that hold any sum over a block; 24 are exact in float32."""
+    """Bits of the significand that hold any sum of products over a block of both formats."""
     largest = gcd(weight.block, act.block)
     for fmt in (weight, act):
         largest *= int(fmt.element.max * multiplier(fmt.element)) * SIGNIFICANDS[fmt.scale]

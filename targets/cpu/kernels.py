@@ -140,7 +140,8 @@ class LinearKernel:
 
     def programs(self, n: int, k: int) -> tuple[Program, ...]:
         """The parts of `gemm`, which results of tuning are kept for."""
-        return PROGRAMS[-1:] if self.takes_tiles(1) else PROGRAMS
+        one, few, many = PROGRAMS
+        return (one, many) if self.takes_tiles(few.rows) else PROGRAMS
 
     def space(self, m: int, n: int, k: int) -> dict[str, tuple[int, ...]]:
         """The fields of the config that matter for M rows, with the values worth trying."""
@@ -188,8 +189,7 @@ class LinearKernel:
 
     def takes_tiles(self, m: int) -> bool:
         """Whether AMX multiplies m rows."""
-        is_many = not self.is_integer or m >= SMALL_M
-        return self.isa.has_tiles and self.act is not None and is_many
+        return self._gemm.takes_tiles and (m >= SMALL_M or not self.is_integer)
 
     @property
     def _group(self) -> int:

@@ -29,6 +29,7 @@ from lbcompiler.targets.cpu.intrinsics import (
     lanes_at,
     let,
     load,
+    prefetch,
     shift_right,
     splat,
 )
@@ -37,6 +38,7 @@ from lbcompiler.targets.cpu.packed_weights import load_scales
 
 BLOCK = 32  # k's of a tile
 PAIRS = BLOCK // 2
+LINE_ROWS = 4  # of 16 bytes in a line of the cache
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class PairTilePanel:
 
             def fill(block: Expr, valid: int) -> None:
                 first = bound((panel * self.gemm.depth + block) * BLOCK)
+                self._ask_for_next(v, columns, column, panel, block)
                 if self._are_bytes:
                     self._fill_bytes(v, column, block, first)
                     return
@@ -117,6 +120,25 @@ class PairTilePanel:
     def first(self, v: int, block: Expr) -> Any:
         """The first element of the tile of column tile j + v."""
         return self.codes[v, block * (PAIRS * COLUMNS)]
+
+    def _ask_for_next(self, v: Expr, columns: int, column: Expr, panel: Expr, block: Expr) -> None:
+        """Begin to bring in the same block of the next column tile, behind the last one of the next
+        panel's first, and behind the last panel of the next task's.
+        """
+        number = bound((panel + 1) * self.gemm.depth + block)
+        is_last, ends = tirx.EQ(v + 1, columns), number >= self.gemm.blocks
+        back = bound(tirx.if_then_else(tirx.all(is_last, tirx.Not(ends)), columns, 0))
+        number = bound(
+            tirx.if_then_else(
+                is_last,
+                tirx.if_then_else(ends, block, number),
+                number - self.gemm.depth,
+            )
+        )
+        for plane in self.weights.planes:
+            rows = int(plane.shape[1]) * BLOCK // padded(self.k, BLOCK)  # of 16 bytes
+            for row in range(0, rows, LINE_ROWS):
+                prefetch(plane[column + 1 - back, number * rows + row, 0])
 
     @property
     def _are_bytes(self) -> bool:
@@ -141,21 +163,24 @@ class PairTilePanel:
 
 
 def add_as_tiles(place: Place, x: PairRows, weights: Decode, k: int) -> None:
-    """What the tiles add to the sums of one row and 16 columns, in their order, by FMAs: those of
-    even k's of a block, of odd ones, then both, for numbers that are no numbers of theirs.
+    """What tiles add to the sums of one row, in their order, by FMAs: products of a block's even
+    k's, those of its odd ones, then both.
     """
-    sums = Registers(2, "float32", COLUMNS)
+    columns = place.tile.columns
+    sums = Registers(2 * columns, "float32", COLUMNS)
 
     def use(position: Expr, high: list[Expr], low: list[Expr]) -> None:
-        for i, weight in enumerate((high[0], low[0])):
+        for i, vectors in enumerate((high, low)):
             value = let(splat(x.value(place.row, position + i), "float32", COLUMNS))
-            sums[i] = fma(value, weight, sums[i])
+            for v, weight in enumerate(vectors):
+                sums[2 * v + i] = fma(value, weight, sums[2 * v + i])
 
     def add(first: Expr, count: int) -> None:
-        for i in range(2):
+        for i in range(2 * columns):
             sums[i] = splat(0.0, "float32", COLUMNS)
-        weights.emit_pairs(1, place.column, first, count, use)
-        place.sums[0] = place.sums[0] + bound(sums[0] + sums[1])
+        weights.emit_pairs(columns, place.column, first, count, use)
+        for v in range(columns):
+            place.sums[v] = place.sums[v] + bound(sums[2 * v] + sums[2 * v + 1])
 
     if k // BLOCK:
         with T.serial(k // BLOCK) as block:

@@ -5,6 +5,7 @@ kernel, other codes those of `reference.tile_sums`.
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -150,7 +151,15 @@ def test_scales_at_the_limit_of_plain_ones(name, activations, weights) -> None:
 @pytest.mark.parametrize("weight", INTEGER)
 @pytest.mark.parametrize("act", INTEGER)
 def test_sums_over_a_block_are_exact_in_float32(weight, act) -> None:
-    assert exact_bits(FORMATS[weight], FORMATS[act]) <= np.finfo(np.float32).nmant + 1
+    """Of every pair there is; the largest product over a block is 16 or 32 of one."""
+    assert kernel_for(FORMATS[weight], FORMATS[act], AVX512_AMX).takes_tiles(16)
+    assert exact_bits(FORMATS["mxint8"], FORMATS["mxint8"]) == (32 * 127 * 127).bit_length()
+
+
+def test_a_block_that_is_no_tile_has_none() -> None:
+    wide = replace(FORMATS["mxint8"], block=64)
+    assert not kernel_for(wide, wide, AVX512_AMX).takes_tiles(128)
+    assert not kernel_for(replace(FORMATS["mxfp8"], block=64), wide, AVX512_AMX).takes_tiles(128)
 
 
 @pytest.mark.parametrize("name", ["mxint8", "nvfp4", "mxfp8"])
