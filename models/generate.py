@@ -4,11 +4,13 @@
     python models/generate.py smollm2_decode.lbc --prompt "The capital of France is"
     python models/generate.py smollm2_decode.lbc --onnx models/built/smollm2_decode.onnx
     python models/generate.py smollm2_decode.lbc --gguf SmolLM2-135M-Instruct.Q4_0.gguf
+    python models/generate.py smollm2_decode.lbc --openvino smollm2_decode_int4.xml
 
 The most likely token is taken each time, so that two runs print the same. A model of this form
 takes `input_ids` (1, length) and a cache that it grows, and gives `logits` whose last row is what
 comes next; with `--onnx`, onnxruntime runs the float model behind it, with `--gguf` llama.cpp
-(`pip install llama-cpp-python`) its own form of the model. The prompt is run once before
+(`pip install llama-cpp-python`) its own form of the model, with `--openvino` OpenVINO the float
+model or what NNCF's `compress_weights` made of it. The prompt is run once before
 it is timed: the first run reads the weights from the disk.
 """
 
@@ -112,6 +114,36 @@ class LlamaCpp:
         self._llama.reset()
 
 
+class OpenVino:
+    """An .onnx or .xml of the same graph; OpenVINO holds the cache, all else is its default."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import openvino
+        from openvino.passes import MakeStateful, Manager
+
+        self.name = f"openvino, {path.name}"
+        core = openvino.Core()
+        model = core.read_model(path)
+        past = [value.any_name for value in model.inputs if value.any_name != "input_ids"]
+        present = [value.any_name for value in model.outputs[1:]]
+        # One text: its batch is what an empty state takes, every other open dimension being 0.
+        model.reshape(
+            {value.any_name: [1, *list(value.partial_shape)[1:]] for value in model.inputs}
+        )
+        passes = Manager()
+        passes.register_pass(MakeStateful(dict(zip(past, present, strict=True))))
+        passes.run_passes(model)
+        settings = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def next(self, ids: Sequence[int]) -> int:
+        logits = self._request.infer({"input_ids": np.array([ids], np.int64)})["logits"]
+        return int(logits[0, -1].argmax())
+
+    def forget(self) -> None:
+        self._request.reset_state()
+
+
 @dataclass
 class Run:
     """The tokens a model made of a prompt, and the seconds of the prompt and of each token."""
@@ -182,7 +214,7 @@ def opened(make: Callable[[Path, int | None], Decoder], path: Path, threads: int
     """The model, its errors as one line."""
     try:
         return make(path, threads)
-    except Exception as error:  # those of three runtimes
+    except Exception as error:  # those of four runtimes
         fail(f"{path} cannot be run as a decoder: {str(error).strip().splitlines()[0]}")
 
 
@@ -196,6 +228,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="one a physical core by default")
     parser.add_argument("--onnx", type=Path, help="the float model, to run in onnxruntime as well")
     parser.add_argument("--gguf", type=Path, help="a GGUF file, to run in llama.cpp as well")
+    parser.add_argument("--openvino", type=Path, help="an .onnx or .xml, for OpenVINO as well")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="a tokenizer.json")
     given = parser.parse_args()
     for name in ("tokens", "threads"):
@@ -218,6 +251,8 @@ def main() -> None:
         models.append(opened(Float, given.onnx, given.threads))
     if given.gguf is not None:
         models.append(opened(LlamaCpp, given.gguf, given.threads))
+    if given.openvino is not None:
+        models.append(opened(OpenVino, given.openvino, given.threads))
     for model in models:
         run = Run(len(prompt))
         try:

@@ -86,12 +86,74 @@ def test_llama_cpp_beside_it(folder: Path, tmp_path: Path) -> None:
     assert rates.startswith("llama.cpp, some.gguf: 3 tokens of prompt at")
 
 
+OPENVINO = """
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+pairs = {}
+passes = ModuleType("openvino.passes")
+passes.MakeStateful = dict
+passes.Manager = lambda: SimpleNamespace(register_pass=pairs.update, run_passes=lambda model: None)
+sys.modules["openvino.passes"] = passes
+
+class Model:
+    inputs = [SimpleNamespace(any_name=name, partial_shape=[-1, 2, -1, 8])
+              for name in ("past_key_0", "input_ids", "past_value_0")]
+    outputs = [SimpleNamespace(any_name=name)
+               for name in ("logits", "present_key_0", "present_value_0")]
+    def reshape(self, shapes):
+        assert set(map(tuple, shapes.values())) == {(1, 2, -1, 8)}
+
+class Request:
+    tokens = 0
+    def infer(self, feeds):
+        self.tokens += feeds["input_ids"].size
+        return {"logits": np.eye(16)[[[self.tokens]]]}
+    def reset_state(self):
+        self.tokens = 0
+
+class Core:
+    def read_model(self, path):
+        return Model()
+    def compile_model(self, model, device, settings):
+        assert pairs == {"past_key_0": "present_key_0", "past_value_0": "present_value_0"}
+        assert (device, settings) == ("CPU", {"INFERENCE_NUM_THREADS": 1})
+        return SimpleNamespace(create_infer_request=Request)
+"""
+
+
+def test_openvino_beside_it(folder: Path, tmp_path: Path) -> None:
+    """A double of its package, whose next token is the number of those before."""
+    (tmp_path / "openvino.py").write_text(OPENVINO)
+    line = command(folder, "--prompt", "w3 w7 w1", "--tokens", "4", "--openvino", "some.xml")
+    held = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=held)
+    assert done.returncode == 0, done.stderr
+    *_, text, rates = done.stdout.splitlines()
+    assert text == "w3 w7 w1 w3 w4 w5 w6"
+    assert rates.startswith("openvino, some.xml: 3 tokens of prompt at")
+
+
+def test_openvino_continues_alike_where_it_is_installed(folder: Path) -> None:
+    """Its default arithmetic is bfloat16 where the processor has it; no token is near a tie."""
+    pytest.importorskip("openvino")
+    options = ("--prompt", "w3 w7 w1", "--tokens", "12", "--openvino", str(folder / "cached.onnx"))
+    done = run(*command(folder, *options))
+    assert done.returncode == 0, done.stderr
+    ours, _, theirs, rates = done.stdout.splitlines()
+    assert ours == theirs
+    assert rates.startswith("openvino, cached.onnx: 3 tokens of prompt at")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--prompt", ""), "the prompt is empty"),
         (("--tokens", "0"), "--tokens is 0; it must be 1 or more"),
         (("--onnx", "nothing.onnx"), "nothing.onnx cannot be run as a decoder"),
+        (("--openvino", "nothing.xml"), "nothing.xml cannot be run as a decoder"),
         (("--tokenizer", "nothing.json"), "there is no tokenizer nothing.json"),
     ],
 )
