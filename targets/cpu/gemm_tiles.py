@@ -18,8 +18,8 @@ and other bits.) Elements with exponents are rounded at every step, in this orde
 of the kernels that go k by k.
 
 A register tile is 2 x 2 tiles, whose 4 loads of operands serve 4 products; 16 rows make 1 x 4.
-Asking for operands ahead gains nothing, and decoding the next panel between the products or the
-row tiles of this one is slower: its stores keep the loads of tiles waiting.
+Asking for operands ahead gains nothing for many rows, and decoding the next panel between the
+products or the row tiles of this one is slower: its stores keep the loads of tiles waiting.
 """
 
 from collections.abc import Callable
