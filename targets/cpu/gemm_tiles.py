@@ -32,7 +32,7 @@ from tvm.tirx.script import builder as T
 
 from lbcompiler.targets.cpu import amx
 from lbcompiler.targets.cpu.gemm import FEW_GROUPS, Choices, Config, EachTile, Task, Tile, Way
-from lbcompiler.targets.cpu.intrinsics import Expr, bound
+from lbcompiler.targets.cpu.intrinsics import Expr, bound, let
 from lbcompiler.targets.cpu.layout import tiles
 
 MOST_ROWS = 2 * amx.ROWS
@@ -149,6 +149,16 @@ class TileGemm:
         if self.blocks % self.depth == 0:
             return tirx.const(self.depth, "int64")
         return bound(tirx.min(self.depth, self.blocks - panel * self.depth))
+
+    def each_strip(self, m: Expr, emit: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
+        """In parallel `emit(panel, row tile, part, first row)` for each 16 rows of a panel."""
+        count = tirx.ceildiv(m, self.height)
+        with T.parallel(self.panels * count * self.parts) as number:
+            IRBuilder.name("strip", number)
+            part, tile = let(number % self.parts), let(number // self.parts % count)
+            panel = let(number // self.parts // count)
+            start = tirx.max(tirx.min(tile * self.height, m - self.height), 0)
+            emit(panel, tile, part, let(start + part * amx.ROWS))
 
     def emit(self, rows: Rows, panel: Panel, task: Task) -> None:
         """All of K for a task."""

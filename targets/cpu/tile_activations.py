@@ -31,20 +31,18 @@ class TileRows:
     @classmethod
     def pack(cls, activations: Activations, m: Expr, gemm: TileGemm) -> "TileRows":
         """Emits the conversion of m rows, as many as a register tile has or more."""
-        count, parts = tirx.ceildiv(m, gemm.height), gemm.parts
-        shape = (gemm.panels, count, gemm.depth, parts, amx.ROWS * gemm.block)
-        rows = cls(activations, T.alloc_buffer(shape, "int16"))
-        with T.parallel(gemm.panels * count * parts) as number:
-            IRBuilder.name("strip", number)
-            part, tile = let(number % parts), let(number // parts % count)
-            panel = let(number // parts // count)
-            first = let(tirx.min(tile * gemm.height, m - gemm.height) + part * amx.ROWS)
+        shape = (gemm.panels, tirx.ceildiv(m, gemm.height), gemm.depth, gemm.parts)
+        rows = cls(activations, T.alloc_buffer((*shape, amx.ROWS * gemm.block), "int16"))
+
+        def strip(panel: Expr, tile: Expr, part: Expr, first: Expr) -> None:
             with T.serial(gemm.count(panel)) as block:
                 IRBuilder.name("block", block)
                 with T.serial(amx.ROWS) as r:
                     value = rows._row(let(first + r), let(panel * gemm.depth + block))
                     lanes = at(r * gemm.block, gemm.block)
                     T.buffer_store(rows.codes, value, [panel, tile, block, part, lanes])
+
+        gemm.each_strip(m, strip)
         return rows
 
     def first(self, panel: Expr, tile: Expr, part: int, block: Expr) -> Any:

@@ -50,16 +50,10 @@ class PairTileRows:
     @classmethod
     def pack(cls, x: PairRows, m: Expr, k: int, gemm: TileGemm) -> "PairTileRows":
         """Emits the copies of m rows of k; behind the last it comes again, up to a tile's rows."""
-        count, parts = tirx.ceildiv(m, gemm.height), gemm.parts
-        shape = (gemm.panels, count, gemm.depth, parts, amx.ROWS * PAIRS)
-        codes = T.alloc_buffer(shape, "int32")
-        with T.parallel(gemm.panels * count * parts) as number:
-            IRBuilder.name("strip", number)
-            part, tile = let(number % parts), let(number // parts % count)
-            panel = let(number // parts // count)
-            first = tirx.max(tirx.min(tile * gemm.height, m - gemm.height), 0)
-            first = let(first + part * amx.ROWS)
+        shape = (gemm.panels, tirx.ceildiv(m, gemm.height), gemm.depth, gemm.parts)
+        codes = T.alloc_buffer((*shape, amx.ROWS * PAIRS), "int32")
 
+        def strip(panel: Expr, tile: Expr, part: Expr, first: Expr) -> None:
             def copy(block: Expr, valid: int) -> None:
                 with T.serial(amx.ROWS) as r:
                     start = let((panel * gemm.depth + block) * PAIRS)
@@ -69,6 +63,8 @@ class PairTileRows:
                     T.buffer_store(codes, value, [panel, tile, block, part, lanes])
 
             _each_block(gemm, panel, gemm.count(panel), pair_count(k), PAIRS, copy)
+
+        gemm.each_strip(m, strip)
         return cls(codes)
 
     def first(self, panel: Expr, tile: Expr, part: int, block: Expr) -> Any:
