@@ -74,15 +74,22 @@ def llama_get_logits(ctx):
 """
 
 
-def test_llama_cpp_beside_it(folder: Path, tmp_path: Path) -> None:
-    """A double of its package, whose next token is the number of those before."""
-    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
-    line = command(folder, "--prompt", "w3 w7 w1", "--tokens", "4", "--gguf", "some.gguf")
-    held = {**os.environ, "PYTHONPATH": str(tmp_path)}
+def beside_a_double(folder: Path, packages: Path, *options: str) -> str:
+    """The line of rates of a runtime whose package is a double in `packages`, and whose next token
+    is the number of those before.
+    """
+    line = command(folder, "--prompt", "w3 w7 w1", "--tokens", "4", *options)
+    held = {**os.environ, "PYTHONPATH": str(packages)}
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=held)
     assert done.returncode == 0, done.stderr
     *_, text, rates = done.stdout.splitlines()
     assert text == "w3 w7 w1 w3 w4 w5 w6"
+    return rates
+
+
+def test_llama_cpp_beside_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
+    rates = beside_a_double(folder, tmp_path, "--gguf", "some.gguf")
     assert rates.startswith("llama.cpp, some.gguf: 3 tokens of prompt at")
 
 
@@ -125,14 +132,8 @@ class Core:
 
 
 def test_openvino_beside_it(folder: Path, tmp_path: Path) -> None:
-    """A double of its package, whose next token is the number of those before."""
     (tmp_path / "openvino.py").write_text(OPENVINO)
-    line = command(folder, "--prompt", "w3 w7 w1", "--tokens", "4", "--openvino", "some.xml")
-    held = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=held)
-    assert done.returncode == 0, done.stderr
-    *_, text, rates = done.stdout.splitlines()
-    assert text == "w3 w7 w1 w3 w4 w5 w6"
+    rates = beside_a_double(folder, tmp_path, "--openvino", "some.xml")
     assert rates.startswith("openvino, some.xml: 3 tokens of prompt at")
 
 

@@ -14,12 +14,9 @@ from lbcompiler.targets.cpu import decode, plain
 from lbcompiler.targets.cpu.gemm import Task
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
-    Registers,
     at,
     bound,
     let,
-    maximum,
-    reduce_max_unsigned,
     splat,
 )
 from lbcompiler.targets.cpu.isa import Isa
@@ -190,16 +187,8 @@ class Decode:
         codes = decode.stored_codes(self.fmt.element, planes)
         return [decode.real_value(self.isa, self.fmt.element, code) * factor for code in codes]
 
-    def unusual(self, task: Task, k: int) -> Expr:
+    def unusual(self, task: Task) -> Expr:
         """Not 0 if a scale of the task's columns is not plain."""
         if self.fmt.scale != "e8m0":
             return tirx.const(0, "int32")
-        lanes = self.isa.lanes
-        largest = Registers(1, "int32", lanes)
-        largest[0] = splat(0, "int32", lanes)
-        with T.serial(self.fmt.blocks(k)) as block:
-            for v in range(task.tile.columns * COLUMNS // lanes):
-                stored = load_scales(self.scales, task.column, block, v, self.isa)
-                largest[0] = maximum(largest[0], plain.distance(stored))
-        most = reduce_max_unsigned(largest[0])
-        return tirx.Select(most > plain.BFLOAT16, tirx.const(1, "int32"), tirx.const(0, "int32"))
+        return plain.unusual(self.isa, self.scales, task)

@@ -205,6 +205,16 @@ def one_by_one(task: Task, add: Add) -> None:
         T.buffer_store(task.held, sums[0], [i, lanes])
 
 
+def each_part(total: int, size: int, emit: Callable[[Expr, int], None]) -> None:
+    """`emit(first, count)` for `size` of a total at a time, and for the rest."""
+    if total // size:
+        with T.serial(total // size) as number:
+            IRBuilder.name("part", number)
+            emit(let(number * size), size)
+    if total % size:
+        emit(tirx.const(total // size * size, "int64"), total % size)
+
+
 def row_tiles_of_chunk(row_tiles: Expr, most: int, chunks: Expr) -> Expr:
     """At most `most`, and few enough for so many chunks where there are as many row tiles; 1 or
     more. All chunks are about as large, and none that starts before the end is empty.

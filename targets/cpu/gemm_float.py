@@ -17,14 +17,12 @@ a single row instead. AMX multiplies the same pairs in tiles of 32 k's, from two
 sum goes from tile to tile, in another order, which a single row keeps (`tile_pairs.add_as_tiles`).
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
@@ -42,6 +40,7 @@ from lbcompiler.targets.cpu.gemm import (
     Task,
     Tile,
     Way,
+    each_part,
     emit_gemm,
     one_by_one,
     space,
@@ -171,7 +170,7 @@ class FloatGemm:
                 if pairs is None or coded is None:
                     _emit_panels(task, each_tile, weights, x, k, depth)
                     return
-                with T.If((pairs.unusual(task) | coded.unusual(task, k)) == 0):
+                with T.If((pairs.unusual(task) | coded.unusual(task)) == 0):
                     with T.Then():
                         _emit_pairs(task, each_tile, coded, pairs, k, depth)
                     with T.Else():
@@ -222,7 +221,7 @@ def _emit_panels(
         panel.fill(first, count)
         each_tile(lambda place: panel.each(first, count, partial(_add_outer, place, x)))
 
-    _each_panel(k, depth, emit)
+    each_part(k, depth, emit)
 
 
 def _emit_pairs(
@@ -254,7 +253,7 @@ def _emit_pairs(
 
         each_tile(add)
 
-    _each_panel(k, depth, emit)
+    each_part(k, depth, emit)
 
 
 def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) -> list[Way]:
@@ -266,7 +265,7 @@ def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) ->
         return PairTileRows.pack(x, m, k, gemm)
 
     def inside(gemm: TileGemm, rows: Rows, task: Task) -> None:
-        with T.If((x.unusual(task) | weights.unusual(task, k)) == 0):
+        with T.If((x.unusual(task) | weights.unusual(task)) == 0):
             with T.Then():
                 gemm.emit(rows, PairTilePanel.hold(weights, task, k, gemm), task)
             with T.Else():
@@ -277,16 +276,6 @@ def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) ->
 
     ways = tile_ways(config, BLOCK, blocks, depth, 2, pack, inside)
     return [*ways, Way(1, Tile(1, config.small_columns), 1, one)]
-
-
-def _each_panel(k: int, depth: int, emit: Callable[[Expr, int], None]) -> None:
-    """`emit(first, count)` for `depth` k's at a time, and for the rest."""
-    if k // depth:
-        with T.serial(k // depth) as number:
-            IRBuilder.name("panel", number)
-            emit(let(number * depth), depth)
-    if k % depth:
-        emit(tirx.const(k // depth * depth, "int64"), k % depth)
 
 
 def _add_outer(place: Place, x: Activations, k: Expr, vectors: list[Expr]) -> None:

@@ -29,7 +29,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import BlockFormat
-from lbcompiler.targets.cpu import amx, decode
+from lbcompiler.targets.cpu import amx, decode, plain
 from lbcompiler.targets.cpu.gemm import (
     SMALL_M,
     Choices,
@@ -40,6 +40,7 @@ from lbcompiler.targets.cpu.gemm import (
     Task,
     Tile,
     Way,
+    each_part,
     emit_gemm,
     one_by_one,
     space,
@@ -54,7 +55,6 @@ from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
 from lbcompiler.targets.cpu.tile_activations import TileRows
 from lbcompiler.targets.cpu.tile_weights import TilePanel
-from lbcompiler.targets.cpu.tile_weights import unusual as weights_unusual
 
 SIGNIFICANDS = {"e8m0": 1, "e4m3": 15}  # the largest of a scale, as an integer
 FLOAT32_BITS = 24  # of a significand
@@ -208,7 +208,7 @@ def _tile_ways(
 ) -> list[Way]:
     """For SMALL_M rows and more, by AMX; tasks with scales that are not plain by dot products."""
 
-    def plain(gemm: TileGemm, rows: Rows, task: Task) -> None:
+    def by_tiles(gemm: TileGemm, rows: Rows, task: Task) -> None:
         gemm.emit(rows, TilePanel.hold(weights, task, depth, gemm.span), task)
 
     def inside(gemm: TileGemm, rows: Rows, task: Task) -> None:
@@ -216,14 +216,14 @@ def _tile_ways(
         if activations.flags is not None:
             unusual = unusual | activations.unusual(task)
         if weights.fmt.scale == "e8m0":
-            unusual = unusual | weights_unusual(weights, task, blocks)
+            unusual = unusual | plain.unusual(weights.isa, weights.scales, task)
         if isinstance(unusual, tirx.IntImm):
-            plain(gemm, rows, task)
+            by_tiles(gemm, rows, task)
             return
         products = Products(activations, weights, is_plain=False)
         with T.If(unusual == 0):
             with T.Then():
-                plain(gemm, rows, task)
+                by_tiles(gemm, rows, task)
             with T.Else():
                 one_by_one(task, lambda place: products.add(place, 0, blocks))
 
@@ -245,11 +245,7 @@ def _emit_held(
         products = Products(activations, HeldWeights(weights, task, first, count), is_plain=False)
         each_tile(lambda place: products.add_unrolled(place, first, count))
 
-    if blocks // together:
-        with T.serial(blocks // together) as i:
-            emit(let(i * together), together)
-    if blocks % together:
-        emit(tirx.const(blocks // together * together, "int64"), blocks % together)
+    each_part(blocks, together, emit)
 
 
 def _emit_panels(

@@ -16,7 +16,7 @@ from lbcompiler.targets.cpu import amx
 from lbcompiler.targets.cpu.decode import byte_words, exponents_of_words
 from lbcompiler.targets.cpu.float_activations import PairRows, pair_count
 from lbcompiler.targets.cpu.float_weights import Decode
-from lbcompiler.targets.cpu.gemm import Place, Task
+from lbcompiler.targets.cpu.gemm import Place, Task, each_part
 from lbcompiler.targets.cpu.gemm_tiles import TileGemm
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
@@ -178,11 +178,7 @@ def add_as_tiles(place: Place, x: PairRows, weights: Decode, k: int) -> None:
         for v in range(columns):
             place.sums[v] = place.sums[v] + bound(sums[2 * v] + sums[2 * v + 1])
 
-    if k // BLOCK:
-        with T.serial(k // BLOCK) as block:
-            add(let(block * BLOCK), BLOCK)
-    if k % BLOCK:
-        add(tirx.const(k // BLOCK * BLOCK, "int64"), k % BLOCK)
+    each_part(k, BLOCK, add)
 
 
 def _each_block(

@@ -15,12 +15,11 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from lbcompiler.formats import Element
-from lbcompiler.targets.cpu import decode, plain
+from lbcompiler.targets.cpu import decode
 from lbcompiler.targets.cpu.gemm import Task
 from lbcompiler.targets.cpu.integer_weights import DirectWeights
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
-    Registers,
     at,
     bits_of,
     bound,
@@ -29,8 +28,6 @@ from lbcompiler.targets.cpu.intrinsics import (
     let,
     like,
     look_up_float,
-    maximum,
-    reduce_max_unsigned,
     shift_right,
     splat,
 )
@@ -116,17 +113,6 @@ class TilePanel:
             (a, c), (b, d) = halves[i], halves[i + 1]
             rows += [a, b, c, d]
         return rows
-
-
-def unusual(weights: DirectWeights, task: Task, blocks: int) -> Expr:
-    """Not 0 if a scale of the task's columns is not plain; of power of two scales."""
-    found = Registers(1, "int32", COLUMNS)
-    found[0] = splat(0, "int32", COLUMNS)
-    with T.serial(task.tile.columns) as j, T.serial(blocks) as i:
-        stored = weights.scale_bytes(task.column + j, i, 0)
-        found[0] = maximum(found[0], plain.distance(stored))
-    largest = reduce_max_unsigned(found[0])
-    return tirx.Select(largest > plain.BFLOAT16, tirx.const(1, "int32"), tirx.const(0, "int32"))
 
 
 def _table(element: Element) -> Any:
