@@ -62,7 +62,7 @@ from lbcompiler.targets.cpu.intrinsics import (
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import COLUMNS, tiles
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
-from lbcompiler.targets.cpu.tile_pairs import BLOCK, PairTilePanel, PairTileRows, add_as_tiles
+from lbcompiler.targets.cpu.tile_pairs import BLOCK, PairTilePanel, add_as_tiles, packed_pairs
 
 FEW_DEPTH = 32  # k's of a panel for few rows: it only has to outlast its task's rows
 CHOICES = {
@@ -262,7 +262,7 @@ def _tile_ways(m: Expr, x: PairRows, weights: Decode, k: int, config: Config) ->
     depth = max(1, min(config.depth // BLOCK, blocks))
 
     def pack(gemm: TileGemm) -> Rows:
-        return PairTileRows.pack(x, m, k, gemm)
+        return packed_pairs(x, m, k, gemm)
 
     def inside(gemm: TileGemm, rows: Rows, task: Task) -> None:
         with T.If((x.unusual(task) | weights.unusual(task)) == 0):

@@ -53,7 +53,7 @@ from lbcompiler.targets.cpu.intrinsics import Expr, dot_takes_unsigned, kernel, 
 from lbcompiler.targets.cpu.isa import AVX2, AVX512_AMX, AVX512_BF16, AVX512_VNNI, GENERIC, Isa
 from lbcompiler.targets.cpu.layout import row_stride
 from lbcompiler.targets.cpu.packed_weights import weight_arguments
-from lbcompiler.targets.cpu.tile_activations import TileRows
+from lbcompiler.targets.cpu.tile_activations import packed
 from lbcompiler.targets.cpu.tile_weights import TilePanel
 
 SIGNIFICANDS = {"e8m0": 1, "e4m3": 15}  # the largest of a scale, as an integer
@@ -227,7 +227,7 @@ def _tile_ways(
             with T.Else():
                 one_by_one(task, lambda place: products.add(place, 0, blocks))
 
-    pack = partial(TileRows.pack, activations, m)
+    pack = partial(packed, activations, m)
     return tile_ways(config, weights.block, blocks, depth, SMALL_M, pack, inside)
 
 

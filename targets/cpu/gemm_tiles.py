@@ -47,11 +47,27 @@ CHOICES = Choices(
 SUMS = 4  # tiles of a register tile; those of its operands come behind them
 
 
-class Rows(Protocol):
-    """Activations in bfloat16, tile after tile."""
+@dataclass(frozen=True)
+class Rows:
+    """Activations in bfloat16, tile after tile: codes (panels, row tiles, depth, rows / 16, what a
+    tile holds).
+    """
+
+    codes: Any
 
     def first(self, panel: Expr, tile: Expr, part: int, block: Expr) -> Any:
         """The first element of a tile: rows 16 part and on of row tile `tile`, block of a panel."""
+        return self.codes[panel, tile, block, part, 0]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """16 rows of a panel, from row `first` on: those of part `part` of a row tile."""
+
+    panel: Expr
+    tile: Expr
+    part: Expr
+    first: Expr
 
 
 class Panel(Protocol):
@@ -80,8 +96,8 @@ def tile_ways(
     blocks: int,
     depth: int,
     least: int,
-    pack: Callable[["TileGemm"], "Rows"],
-    inside: Callable[["TileGemm", "Rows", Task], None],
+    pack: Callable[["TileGemm"], Rows],
+    inside: Callable[["TileGemm", Rows, Task], None],
 ) -> list[Way]:
     """For `least` rows and more; register tiles of 32 rows and, for fewer, of 16. `pack` makes the
     activations of all tasks, `inside` emits a task.
@@ -150,15 +166,17 @@ class TileGemm:
             return tirx.const(self.depth, "int64")
         return bound(tirx.min(self.depth, self.blocks - panel * self.depth))
 
-    def each_strip(self, m: Expr, emit: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
-        """In parallel `emit(panel, row tile, part, first row)` for each 16 rows of a panel."""
+    def pack(self, m: Expr, dtype: str, size: int, emit: Callable[[Any, Strip], None]) -> Rows:
+        """m rows in tiles of `size` elements: `emit(codes, strip)` in parallel for each strip."""
         count = tirx.ceildiv(m, self.height)
+        codes = T.alloc_buffer((self.panels, count, self.depth, self.parts, size), dtype)
         with T.parallel(self.panels * count * self.parts) as number:
             IRBuilder.name("strip", number)
             part, tile = let(number % self.parts), let(number // self.parts % count)
             panel = let(number // self.parts // count)
             start = tirx.max(tirx.min(tile * self.height, m - self.height), 0)
-            emit(panel, tile, part, let(start + part * amx.ROWS))
+            emit(codes, Strip(panel, tile, part, let(start + part * amx.ROWS)))
+        return Rows(codes)
 
     def emit(self, rows: Rows, panel: Panel, task: Task) -> None:
         """All of K for a task."""

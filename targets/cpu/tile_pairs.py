@@ -17,7 +17,7 @@ from lbcompiler.targets.cpu.decode import byte_words, exponents_of_words
 from lbcompiler.targets.cpu.float_activations import PairRows, pair_count
 from lbcompiler.targets.cpu.float_weights import Decode
 from lbcompiler.targets.cpu.gemm import Place, Task, each_part
-from lbcompiler.targets.cpu.gemm_tiles import TileGemm
+from lbcompiler.targets.cpu.gemm_tiles import Rows, Strip, TileGemm
 from lbcompiler.targets.cpu.intrinsics import (
     Expr,
     Registers,
@@ -41,35 +41,21 @@ PAIRS = BLOCK // 2
 LINE_ROWS = 4  # of 16 bytes in a line of the cache
 
 
-@dataclass(frozen=True)
-class PairTileRows:
-    """codes int32 (panels, row tiles, depth, rows / 16, 16 * 16); see `gemm_tiles.Rows`."""
+def packed_pairs(x: PairRows, m: Expr, k: int, gemm: TileGemm) -> Rows:
+    """Emits the copies of m rows of k; behind the last it comes again, up to a tile's rows."""
 
-    codes: Any
+    def emit(codes: Any, strip: Strip) -> None:
+        def copy(block: Expr, valid: int) -> None:
+            with T.serial(amx.ROWS) as r:
+                start = let((strip.panel * gemm.depth + block) * PAIRS)
+                row = let(tirx.min(strip.first + r, m - 1))
+                value = load(x.pairs, (row,), start, PAIRS, valid)
+                lanes = at(r * PAIRS, PAIRS)
+                T.buffer_store(codes, value, [strip.panel, strip.tile, block, strip.part, lanes])
 
-    @classmethod
-    def pack(cls, x: PairRows, m: Expr, k: int, gemm: TileGemm) -> "PairTileRows":
-        """Emits the copies of m rows of k; behind the last it comes again, up to a tile's rows."""
-        shape = (gemm.panels, tirx.ceildiv(m, gemm.height), gemm.depth, gemm.parts)
-        codes = T.alloc_buffer((*shape, amx.ROWS * PAIRS), "int32")
+        _each_block(gemm, strip.panel, gemm.count(strip.panel), pair_count(k), PAIRS, copy)
 
-        def strip(panel: Expr, tile: Expr, part: Expr, first: Expr) -> None:
-            def copy(block: Expr, valid: int) -> None:
-                with T.serial(amx.ROWS) as r:
-                    start = let((panel * gemm.depth + block) * PAIRS)
-                    row = let(tirx.min(first + r, m - 1))
-                    value = load(x.pairs, (row,), start, PAIRS, valid)
-                    lanes = at(r * PAIRS, PAIRS)
-                    T.buffer_store(codes, value, [panel, tile, block, part, lanes])
-
-            _each_block(gemm, panel, gemm.count(panel), pair_count(k), PAIRS, copy)
-
-        gemm.each_strip(m, strip)
-        return cls(codes)
-
-    def first(self, panel: Expr, tile: Expr, part: int, block: Expr) -> Any:
-        """The first element of a tile: rows 16 part and on of row tile `tile`, block of a panel."""
-        return self.codes[panel, tile, block, part, 0]
+    return gemm.pack(m, "int32", amx.ROWS * PAIRS, emit)
 
 
 @dataclass(frozen=True)
